@@ -35,6 +35,8 @@ def test_an_exported_folder_is_measured(folder: Path, capsys: pytest.CaptureFixt
     assert (row["runtime"], row["batch_size"], row["error"]) == ("onnxruntime", 2, None)
     assert row["difference"]["anomaly_map"] < 1e-6
     assert row["difference"]["flips"] == 0
+    assert 0 < row["fastest_ms"] <= row["quartiles_ms"][0] <= row["ms_per_image"]
+    assert row["fastest_processor_ms"] >= 0
     assert row["file_bytes"] == (folder / "detector.onnx").stat().st_size
     assert content["images"] == {"count": 5, "source": "the 2 of check/ and 3 generated images"}
     assert content["reading"]["images"] == "a generated PNG, 1024 x 1024 pixels"

@@ -126,8 +126,13 @@ DEMO = ["--config", "sdp", "--model.backbone.pretrained", "demo"]
 
 
 def test_a_zero_shot_detector_is_exported_by_the_name_of_its_configuration(
-    exports: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    exports: list[Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    (tmp_path / "sdp").mkdir()  # a folder of the same name
+    monkeypatch.chdir(tmp_path)
     words = ["export", *DEMO, "--data.category=laser-cut plank", "--model.sigma", "2"]
     assert main([*words, "--folder", str(tmp_path / "out"), "--images", "3"]) == 0
     [(detector, folder, settings, method)] = exports
@@ -192,6 +197,15 @@ def test_options_of_a_detector_are_refused_where_weights_are_written(
     assert "--model.sigma: a checkpoint keeps the settings of its fit" in capsys.readouterr().err
     assert main(["export", path, "--format", "onnx"]) == 2
     assert "Exporting has nothing to export" in capsys.readouterr().err
+
+
+def test_an_exported_detector_is_not_taken_for_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "detector.json").write_text("{}")
+    for words in (["export", str(tmp_path)], ["predict", "--ckpt_path", str(tmp_path)]):
+        assert main(words) == 2
+        assert "is an exported detector, not a run: python" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -26,3 +26,21 @@ def test_the_parts_of_scores_are_scaled_before_decisions_are_compared(tmp_path: 
     difference = subject.differences(row)
     assert difference is not None
     assert difference.flips == 1
+
+
+def test_a_score_at_the_threshold_is_normal_in_spite_of_roundings(tmp_path: Path) -> None:
+    subject = subject_of_folder(write_detector(tmp_path), ["onnxruntime"], 1)
+    subject.calibration = {
+        "part_ranges": None,
+        "tolerance": 0.01,
+        "levels": [{"threshold": 1.0}],
+    }
+    subject.expected = {"image_score": np.array([1.0, 1.5], np.float32)}
+    flips = {}
+    for runtime in ("onnxruntime", "torch"):
+        row = row_of(runtime, 1)
+        row.outputs = {"image_score": np.array([1.001, 1.5, 0], np.float32)}
+        difference = subject.differences(row)
+        assert difference is not None
+        flips[runtime] = difference.flips
+    assert flips == {"onnxruntime": 0, "torch": 1}, "predict itself decides without a tolerance"

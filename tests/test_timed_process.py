@@ -54,7 +54,9 @@ def test_the_outputs_are_those_of_each_image_once(tmp_path: Path, batch_size: in
 
 def test_at_least_one_batch_is_timed_and_more_until_the_time_is_over(tmp_path: Path) -> None:
     _, short, longer, memory = answers(tmp_path, ["run 0", "run 0.05", "memory"], 2, mean_of)
-    assert len(short["times"]) == 1
+    assert len(short["times"]) == len(short["processor"]) == 1
+    assert len(longer["times"]) == len(longer["processor"]) > 1
+    assert sum(longer["processor"]) > 0
     assert sum(longer["times"][:-1]) < 0.05 <= sum(longer["times"])
     assert 1e6 < memory["memory"] <= (peak_memory() or 0)
 

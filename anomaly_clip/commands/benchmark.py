@@ -265,6 +265,8 @@ def _row(row: Timing, difference: Difference | None) -> dict[str, Any]:
         **content,
         "ms_per_image": 1000 * row.seconds,
         "quartiles_ms": [1000 * low, 1000 * high],
+        "fastest_ms": 1000 * min(row.times) / row.batch_size,
+        "fastest_processor_ms": 1000 * min(row.processor) / row.batch_size,
         "batches_timed": len(row.times),
         "start_seconds": row.start,
         "peak_memory_bytes": row.memory,

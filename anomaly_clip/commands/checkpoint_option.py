@@ -25,6 +25,8 @@ __all__ = [
     "missing_checkpoint",
 ]
 
+EXPORTED = "detector.json"
+"""File of the folder of an exported detector."""
 SHOWN = 5  # checkpoints of a folder in a message
 NEWEST = "last"
 """Value that stands for the newest checkpoint."""
@@ -68,6 +70,12 @@ def checkpoint_file(value: str, word: str = "") -> str:
     deeper = _deeper(folder)
     if deeper:
         raise _choose_one(shown, folder, deeper, "is not the folder of a single fit")
+    if (folder / EXPORTED).is_file():
+        raise UserError(
+            f"--ckpt_path {shown} is an exported detector, not a run: python "
+            f"{folder / 'detector.py'} IMAGE_OR_FOLDER scores images, and anomaly_clip benchmark "
+            f"measures it"
+        )
     content = sorted(path.name for path in folder.iterdir())
     listed = f"has {', '.join(content[:SHOWN])}" if content else "is empty"
     raise UserError(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from anomaly_clip.commands.checkpoint_option import checkpoint_file, is_last, last_of_runs
+from anomaly_clip.commands.configs import config_file
 from anomaly_clip.commands.experiment import RUNS
 from anomaly_clip.detector import Detector
 from anomaly_clip.errors import UserError
@@ -175,7 +176,10 @@ def detector_source(options: argparse.Namespace, settings: Mapping[str, str]) ->
     )
     if options.root is not None and not options.root.exists():
         raise UserError(f"--data.root {options.root}: there is no such folder; correct the path")
-    if options.config is not None or _is_zero_shot_run(options.run):
+    if options.config is not None:
+        source.name = config_file(options.config)  # also next to a folder of this name
+        return source
+    if _is_zero_shot_run(options.run):
         return source
     source.checkpoint = Path(_checkpoint(names[0]))
     unknown = [name for name in settings if not name.startswith(BACKBONE)]

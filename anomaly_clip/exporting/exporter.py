@@ -66,6 +66,7 @@ from anomaly_clip.exporting.programs import (
 )
 from anomaly_clip.files import write_bytes, write_json
 from anomaly_clip.methods.base import AnomalyMethod
+from anomaly_clip.progress import track
 
 __all__ = ["ExportSettings", "Exported", "export_detector", "runtimes_of"]
 
@@ -182,7 +183,7 @@ def export_detector(
         exported.remarks += _lower(detector, graph, settings, file)
         record, threshold = _calibration_of(detector)
         runs = {}
-        for name in runtimes_of(settings.format):
+        for name in track(runtimes_of(settings.format), "comparing the program with torch"):
             runs[name] = run = runtime.open_session(file, name, None, settings.precision).run
             sizes = batches_of(len(images.square))
             exported.differences[name] = difference = compare(
@@ -261,11 +262,15 @@ def runtimes_of(kind: str) -> list[str]:
 
 
 def _check_method(method: AnomalyMethod) -> None:
-    """Check that a method scores images one by one.
+    """Check that a method is on the CPU, and scores images one by one.
 
     Raises:
-        UserError: If the score of an image depends on the others.
+        UserError: If it is not, or the score of an image depends on the others.
     """
+    if method.device.type != "cpu":  # a graph would name the device
+        raise UserError(
+            f"the detector is on {method.device}: load it again with device='cpu', and export that"
+        )
     if method.transductive:
         raise UserError(
             f"{type(method).__name__} scores images by each other, so that no program can score "

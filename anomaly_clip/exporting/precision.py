@@ -138,8 +138,8 @@ def lower_program(
         count = _store_bfloat16(model, tower)
         _save(model, file)
         return (
-            f"{number_of(count, 'tensor')} of its weights are stored in bfloat16; OpenVINO computes "
-            f"in bfloat16, ONNX Runtime in float32"
+            f"{number_of(count, 'tensor')} of its weights are stored in bfloat16; OpenVINO "
+            f"computes in bfloat16, ONNX Runtime in float32"
         )
     convolutions = [node.name for node in tower.convolutions]
     if convolutions:

@@ -70,7 +70,8 @@ def answer(commands: TextIO, lines: TextIO, open_program: Callable[..., Run] | N
                 _write_outputs(run, images, job["batch_size"], Path(job["outputs"]))
                 reply(written=True)
             elif verb == "run":
-                reply(times=_timed(run, batches, float(values[0])))
+                wall, processor = _timed(run, batches, float(values[0]))
+                reply(times=wall, processor=processor)
             else:
                 reply(memory=peak_memory())
     except BrokenPipeError:
@@ -120,15 +121,19 @@ def _batches(images: NDArray[np.uint8], size: int) -> Iterator[NDArray[np.uint8]
         start = (start + size) % len(images)
 
 
-def _timed(run: Run, batches: Iterator[NDArray[np.uint8]], seconds: float) -> list[float]:
-    """Return the wall seconds of each batch, of at least one and until the time is over."""
-    times: list[float] = []
-    while sum(times) < seconds or not times:
+def _timed(
+    run: Run, batches: Iterator[NDArray[np.uint8]], seconds: float
+) -> tuple[list[float], list[float]]:
+    """Return wall and processor seconds of each batch, of at least one, until the time is over."""
+    wall: list[float] = []
+    processor: list[float] = []
+    while sum(wall) < seconds or not wall:
         batch = next(batches)
-        start = time.perf_counter()
+        start, used = time.perf_counter(), time.process_time()
         run(batch)
-        times.append(time.perf_counter() - start)
-    return times
+        processor.append(time.process_time() - used)
+        wall.append(time.perf_counter() - start)
+    return wall, processor
 
 
 def _write_outputs(run: Run, images: NDArray[np.uint8], size: int, file: Path) -> None:
@@ -148,7 +153,7 @@ def _open_program(job: Mapping[str, Any]) -> Run:
         return _open_method(job)
     from anomaly_clip.runtime.detector import open_session
 
-    session = open_session(Path(job["file"]), job["session"], job["threads"])
+    session = open_session(Path(job["file"]), job["session"], job["threads"], job["precision"])
     return session.run
 
 

@@ -65,6 +65,7 @@ class Timing:
         program: The program.
         batch_size: Images per batch.
         times: Wall seconds of each batch, in all rounds.
+        processor: Processor seconds of each batch, summed over its threads.
         start: Seconds from the start of the process to the scores of its first image.
         memory: Highest resident size of the process in bytes; None if the system does not tell.
         outputs: Outputs of the images that are compared; empty after an error.
@@ -74,6 +75,7 @@ class Timing:
     program: Program
     batch_size: int
     times: list[float] = field(default_factory=list)
+    processor: list[float] = field(default_factory=list)
     start: float | None = None
     memory: int | None = None
     outputs: Outputs = field(default_factory=dict)
@@ -163,7 +165,9 @@ def measure(
             title = f"round {number + 1} of {rounds}"
             for row in watch([row for row in rows if row.error is None], title):
                 answer = processes[id(row)].ask(f"run {seconds / rounds}")
-                row.times += [] if answer is None else answer["times"]
+                if answer is not None:
+                    row.times += answer["times"]
+                    row.processor += answer["processor"]
         for row in rows:
             answer = None if row.error is not None else processes[id(row)].ask("memory")
             row.memory = None if answer is None else answer["memory"]

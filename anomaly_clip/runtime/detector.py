@@ -231,6 +231,8 @@ class Detector:
         elif level:
             scores = np.array(self.calibration["scores"])
             counts = np.array(self.calibration["counts"] or [1] * len(scores))
+            # Roundings must not lift the calibration image of the threshold above it.
+            score -= self.calibration.get("tolerance", 0.0)
             result.p_value = float((1 + counts[scores >= score].sum()) / (counts.sum() + 1))
             result.decision = "anomalous" if score > level["threshold"] else "normal"
             result.map_threshold = self.calibration["map_threshold"]
