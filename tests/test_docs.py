@@ -20,7 +20,7 @@ from anomaly_clip.cli import main
 from anomaly_clip.testing import run_checks
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("examples/*.md")])
 LONGEST_README = 1400  # words; longer explanations belong in docs/
 
 
