@@ -153,8 +153,6 @@ def test_bf16_halves_the_weights_of_the_backbone_alone(file: Path, backbone: Any
     names = [f"method.backbone.{name}.weight_bf16" for name in ("stem", "conv", "first", "third")]
     assert stored == {*names, "val_1_bf16"}
     assert kinds["method.head"] == kinds["third.bias"] == TensorProto.FLOAT
-    handed = [o for node in model.graph.node for o in node.output if o.startswith(precision.TOWER)]
-    assert handed == ["tower/f"]
     actual = scores(file)
     assert 0 < error(expected, actual) < 0.01
     # A second opinion: torch rounds the weights.
@@ -164,9 +162,7 @@ def test_bf16_halves_the_weights_of_the_backbone_alone(file: Path, backbone: Any
     assert torch.equal(torch.from_numpy(bits).view(torch.bfloat16).view(rounded.shape), rounded)
 
 
-def test_openvino_computes_the_backbone_in_bf16_and_the_rest_in_float32(
-    file: Path, backbone: Any
-) -> None:
+def test_openvino_computes_in_bf16_only_if_asked(file: Path, backbone: Any) -> None:
     openvino = pytest.importorskip("openvino")
     if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         pytest.skip("this processor has no products of bfloat16")
@@ -278,6 +274,7 @@ def run_of_padim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*has random weights.*")
 @pytest.mark.parametrize(
     ("name", "kind"), [("bf16", "onnx"), ("int8", "onnx"), ("bf16", "torch_export")]

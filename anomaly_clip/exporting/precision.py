@@ -1,8 +1,9 @@
 """Lower precision of exported programs: the frozen backbone in bfloat16 or in 8-bit integers.
 
 Cosines, softmaxes, distances, Gaussians and blurs stay in float32, as does everything that was
-fitted. The parts of the backbone are found by their weights: a convolution or matrix product
-belongs to it if it multiplies with a tensor of the backbone's image encoder.
+fitted; only OpenVINO, which has no such choice, computes bf16 programs in bfloat16 throughout. The
+parts of the backbone are found by their weights: a convolution or matrix product belongs to it if
+it multiplies with a tensor of the backbone's image encoder.
 """
 
 from __future__ import annotations
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 __all__ = [
     "FLOAT32",
     "PRECISIONS",
-    "TOWER",
     "check_precision",
     "lower_program",
     "lowered_backbone",
@@ -40,9 +40,6 @@ __all__ = [
 
 FLOAT32 = "float32"
 PRECISIONS = (FLOAT32, "bf16", "int8")
-TOWER = "tower/"
-"""Prefix of the names of the tensors that the backbone hands to the rest of a bf16 program. A
-runtime that computes the backbone in bfloat16 computes in it what these tensors depend on."""
 BACKBONE = "method.backbone."
 """Prefix of the names of the backbone's tensors in a traced graph."""
 BLOCK = 128
@@ -108,8 +105,8 @@ def lower_program(
 ) -> str | None:
     """Lower the precision of the backbone in an ONNX program, in place.
 
-    ``bf16``: weights are stored in bfloat16, which halves the file. OpenVINO computes the backbone
-    in bfloat16. ONNX Runtime, which has no such products on most processors, computes in float32.
+    ``bf16``: weights are stored in bfloat16, which halves the file. OpenVINO computes in bfloat16.
+    ONNX Runtime, which has no such products on most processors, computes in float32.
 
     ``int8``: weights are 8-bit integers. In matrix products, each row of the input has a range of
     its own, so that no image depends on others of its batch; this is ONNX Runtime's operator
@@ -216,25 +213,6 @@ class _Tower:
             if node.op_type == "Conv" and self.initializers[node.input[1]].dims[1] != COLOURS
         ]
 
-    def outputs(self, model: ModelProto) -> list[str]:
-        """Return the tensors that the backbone hands to the rest of the program.
-
-        What the products depend on counts as the backbone, such as attention between them.
-        """
-        producers = {name: node for node in model.graph.node for name in node.output}
-        inside: set[str] = set()
-        names = [node.output[0] for node in self.products]
-        while names:
-            name = names.pop()
-            if name in producers and name not in inside:
-                inside.update(producers[name].output)
-                names += producers[name].input
-        handed: dict[str, None] = {}  # in order
-        for node in model.graph.node:
-            if node.output[0] not in inside:
-                handed.update((name, None) for name in node.input if name in inside)
-        return [name for name in handed if producers[name].op_type not in ("Shape", "Constant")]
-
 
 def _digests(state: Mapping[str, Tensor]) -> set[tuple[tuple[int, ...], bytes]]:
     """Return the shapes and bytes' hashes of weights, and of their transposes."""
@@ -281,22 +259,10 @@ def _store_bfloat16(model: ModelProto, tower: _Tower) -> int:
         casts.append(
             helper.make_node("Cast", [stored], [name], f"{stored}_cast", to=TensorProto.FLOAT)
         )
-    _rename(model, {name: f"{TOWER}{name}" for name in tower.outputs(model)})
     nodes = [*casts, *model.graph.node]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     return len(names)
-
-
-def _rename(model: ModelProto, names: Mapping[str, str]) -> None:
-    results = {output.name for output in model.graph.output}
-    kept = {old: new for old, new in names.items() if old not in results}
-    for node in model.graph.node:
-        for values in (node.input, node.output):
-            for place, name in enumerate(values):
-                values[place] = kept.get(name, name)
-    for value in model.graph.value_info:
-        value.name = kept.get(value.name, value.name)
 
 
 # -- 8-bit integers --------------------------------------------------------------------------------
