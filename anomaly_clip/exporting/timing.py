@@ -193,7 +193,7 @@ class _Process:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stream,
-                env=_environment(job["threads"]),
+                env=_environment(job["threads"], log.parent),
                 text=True,
                 encoding="utf-8",
             )
@@ -255,12 +255,15 @@ class _Process:
         self._process.wait()
 
 
-def _environment(threads: int) -> dict[str, str]:
-    """Return the variables of a process: libraries that count cores use the threads as well."""
+def _environment(threads: int, folder: Path) -> dict[str, str]:
+    """Return the variables of a process, which keeps what libraries leave behind in a folder.
+
+    Libraries that count cores use the threads as well.
+    """
     numbers = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**os.environ, **numbers, "PYTHONPATH": path}
+    return {**os.environ, **numbers, "PYTHONPATH": path, "TMPDIR": str(folder)}
 
 
 @dataclass(frozen=True)
