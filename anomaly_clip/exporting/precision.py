@@ -22,13 +22,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from anomaly_clip.backbones.frozen import FrozenBackbone
 from anomaly_clip.errors import UserError, check_choice
 from anomaly_clip.files import write_bytes
 from anomaly_clip.progress import number_of
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto
+
+    from anomaly_clip.backbones.frozen import FrozenBackbone
 
 __all__ = [
     "FLOAT32",
@@ -216,14 +217,14 @@ class _Tower:
 
 def _digests(state: Mapping[str, Tensor]) -> set[tuple[tuple[int, ...], bytes]]:
     """Return the shapes and bytes' hashes of weights, and of their transposes."""
-    found = set()
+    digests = set()
     for tensor in state.values():
         values = tensor.detach().float().cpu().numpy()
         if values.ndim > 1:
-            found.add(_digest(values))
+            digests.add(_digest(values))
         if values.ndim == 2:
-            found.add(_digest(values.T))
-    return found
+            digests.add(_digest(values.T))
+    return digests
 
 
 def _digest(values: NDArray[np.float32]) -> tuple[tuple[int, ...], bytes]:
