@@ -50,7 +50,7 @@ def program(opset: int = 18, with_maps: bool = True, with_parts: bool = True) ->
     ]
     outputs = [helper.make_tensor_value_info("image_score", TensorProto.FLOAT, ["batch"])]
     if with_maps:
-        shape = ["batch", SIDE, SIDE]
+        shape: list[Any] = ["batch", SIDE, SIDE]
         outputs.append(helper.make_tensor_value_info("anomaly_map", TensorProto.FLOAT, shape))
     if with_parts:
         shape = ["batch", 2]
@@ -149,7 +149,8 @@ def write_check(folder: Path) -> None:
         image.save(folder / "check" / f"{number}.png")
     squares = [np.asarray(image.resize((SIDE, SIDE), 3)).transpose(2, 0, 1) for image in images]
     stacked = np.stack(squares)
-    np.savez(folder / "check" / "expected.npz", images=stacked, **detector.run(stacked))
+    outputs: Any = detector.run(stacked)
+    np.savez(folder / "check" / "expected.npz", images=stacked, **outputs)
 
 
 def photograph(low: int, high: int, size: tuple[int, int] = (48, 36)) -> Image.Image:
@@ -240,7 +241,7 @@ def test_rates_are_those_of_the_folder(folder: Path, tmp_path: Path) -> None:
     detector = Detector(folder, alpha=0.2)
     assert detector.guarantee() == "The sentence of 0.2."
     assert detector.guarantee(0.1) == "The sentence of 0.1."
-    assert detector.guarantee(np.float32(0.1)) == "The sentence of 0.1."  # type: ignore[arg-type]
+    assert detector.guarantee(np.float32(0.1)) == "The sentence of 0.1."
     assert detector.is_calibrated
     for call in (lambda: Detector(folder, alpha=0.3), lambda: detector.predict([], alpha=0.3)):
         with pytest.raises(ValueError, match=r"alpha 0.3: .* give one of 0.01, 0.1, 0.2"):

@@ -60,9 +60,9 @@ class Resize:
         """Return the same rule for an image ``factor`` times as large."""
         return self if self.size is None else replace(self, size=round(self.size * factor))
 
-    def apply(self, image: Image.Image, size: int, filter: str) -> Image.Image:
+    def apply(self, image: Image.Image, size: int, kind: Image.Resampling) -> Image.Image:
         """Resize an image to ``size`` x ``size``."""
-        return make_square(image, size, self.rule, self.size, filter)
+        return make_square(image, size, self.rule, self.size, kind.name)
 
     def seen(self, width: int, height: int, size: int) -> tuple[int, int, int, int]:
         """Return the part of an image that is left, in its own pixels.
@@ -97,7 +97,7 @@ def resize_image(
         image = Image.fromarray(image)
     elif resize.rule == "square" and image.size == (size, size):
         return np.asarray(image)
-    return np.asarray(resize.apply(image, size, resize.filter))
+    return np.asarray(resize.apply(image, size, Image.Resampling[resize.filter.upper()]))
 
 
 def resize_mask(
@@ -117,6 +117,6 @@ def resize_mask(
         resize: Settings that made the image square; the mask uses ``kind`` as the filter instead.
     """
     values = mask.astype(np.uint8) * 255 if mask.dtype == np.bool_ else mask
-    resized = resize.apply(Image.fromarray(values), size, kind)
+    resized = resize.apply(Image.fromarray(values), size, Image.Resampling[kind.upper()])
     positive: NDArray[np.bool_] = np.asarray(resized) > threshold * 255
     return positive

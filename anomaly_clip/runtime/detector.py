@@ -141,7 +141,7 @@ class Detector:
             raise ValueError(f"runtime {runtime}: give one of {', '.join(runtimes)}")
         for part in files:
             file = self.folder / part["file"]
-            content = np.memmap(file, mode="r") if file.is_file() else b""
+            content: Any = np.memmap(file, mode="r") if file.is_file() else b""
             if hashlib.sha256(content).hexdigest() != part["sha256"]:
                 raise ValueError(f"{file}: missing, or not the file of the export: {EXPORT}")
         self._run = open_session(file, self.runtime, threads, program["precision"]).run
@@ -229,13 +229,13 @@ class Detector:
         folder, problems = self.folder / "check", []
         expected = dict(np.load(folder / "expected.npz"))
         images = [_read(folder / f"{n}.png", self.record["preprocessing"]) for n in range(2)]
-        squares = np.stack([make_square(image, *self._shape) for image in images])
+        squares: Any = np.stack([np.asarray(make_square(i, *self._shape)) for i in images])
         if not np.array_equal(squares.transpose(0, 3, 1, 2), expected["images"]):
             problems.append("the images of check/ are decoded or resized to other values")
         for name, values in self.run(expected["images"]).items():
-            wanted = expected[name]
-            scale = np.ptp(wanted) if name == "anomaly_map" else np.abs(wanted).max(axis=0)
-            difference = (np.abs(values - wanted) / np.where(scale > 0, scale, 1)).max()
+            target = expected[name]
+            scale = np.ptp(target) if name == "anomaly_map" else np.abs(target).max(axis=0)
+            difference = (np.abs(values - target) / np.where(scale > 0, scale, 1)).max()
             if not difference <= self.record["parity"]["bounds"][name]:  # also if it is NaN
                 problems.append(f"{name} differs by {difference:.2g} of its range")
         return problems
