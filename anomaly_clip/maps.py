@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from anomaly_clip.constant_tensors import cached_tensor
 from anomaly_clip.errors import check_at_least, check_between
 
 __all__ = ["gaussian_blur", "image_score", "patches_to_map", "resize_maps"]
@@ -110,21 +110,19 @@ def image_score(maps: Tensor, rule: ImageScoreRule = "max", fraction: float = 0.
     return flat.topk(num_pixels, dim=1).values.mean(dim=1)
 
 
-@lru_cache(maxsize=32)
+@cached_tensor(maxsize=32)
 def _blur_matrix(size: int, sigma: float, radius: int, border: str) -> Tensor:
     """Return the ``(size, size)`` matrix that blurs a column, in float64, on the CPU."""
-    # A cached tensor must work with and without gradients, whatever the mode of the first call.
-    with torch.inference_mode(False), torch.no_grad():
-        offsets = torch.arange(-radius, radius + 1)
-        kernel = torch.exp(-0.5 * (offsets.double() / sigma) ** 2)
-        kernel /= kernel.sum()
-        # "edge": ... 1 0 | 0 1 ... n-1 | n-1 ..., of period 2n; "inner": ... 2 1 | 0 1 ...
-        again = 1 if border == "edge" else 0
-        period = max(1, 2 * size - 2 + 2 * again)
-        source = (torch.arange(size)[:, None] + offsets) % period
-        source = torch.where(source < size, source, period - again - source)
-        matrix = torch.zeros(size, size, dtype=torch.float64)
-        return matrix.scatter_add_(1, source, kernel.expand(size, -1).contiguous())
+    offsets = torch.arange(-radius, radius + 1)
+    kernel = torch.exp(-0.5 * (offsets.double() / sigma) ** 2)
+    kernel /= kernel.sum()
+    # "edge": ... 1 0 | 0 1 ... n-1 | n-1 ..., of period 2n; "inner": ... 2 1 | 0 1 ...
+    again = 1 if border == "edge" else 0
+    period = max(1, 2 * size - 2 + 2 * again)
+    source = (torch.arange(size)[:, None] + offsets) % period
+    source = torch.where(source < size, source, period - again - source)
+    matrix = torch.zeros(size, size, dtype=torch.float64)
+    return matrix.scatter_add_(1, source, kernel.expand(size, -1).contiguous())
 
 
 def _banded_product(matrix: Tensor, maps: Tensor, radius: int, block: int = 256) -> Tensor:

@@ -4,9 +4,7 @@
     DETECTOR=exported/folder uvicorn --factory service:create_app
     curl --data-binary @photo.jpg localhost:8000/images/photo.jpg
 
-FastAPI rather than LitServe, which is FastAPI with queues and processes for GPUs around it: FastAPI
-is released every few days, LitServe three times in a year, and a detector that several threads may
-use needs no processes.
+README.md tells why it is FastAPI rather than LitServe.
 """
 
 import importlib
@@ -61,7 +59,7 @@ def answer(detector: Any, name: str, content: bytes, overlay: bool) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         # As a file, an image is read by the same rules as everywhere. Its suffix matters for camera
         # raw files and for formats without a signature.
-        suffix = "".join(filter(str.isalnum, Path(name).suffix)) or "png"
+        suffix = "".join(filter(str.isalnum, Path(name).suffix))
         file = Path(folder, f"image.{suffix}")
         file.write_bytes(content)
         try:

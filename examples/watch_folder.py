@@ -23,7 +23,7 @@ SUFFIXES |= {".gif", ".avif", ".jp2", ".tga", ".dib", ".pcx"}
 
 
 class Watcher:
-    """Decides on the images of a folder, without those of its subfolders.
+    """The images of a folder, without those of its subfolders, and the decisions on them.
 
     An image is recognised by its size and time, and by its name or inode: a renamed image is not
     decided on again, but other content under an earlier name is.

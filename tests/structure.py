@@ -26,13 +26,14 @@ BASE = (
     *("cache_files", "documents", "exhaustion", "folders", "masks"),
     "schedules",
     "callbacks",
+    "constant_tensors",
 )
 """Base modules: every module may import them; within the package they import only each other."""
 
 LAYERS = {
     "runtime": (),
     "exporting": ("commands", "methods", "data", "decisions", "runtime"),
-    "testing": ("exporting", "commands", "methods", "data"),
+    "testing": ("exporting", "commands", "methods", "data", "runtime"),
     "commands": (
         *("exporting", "recording", "report", "results", "drawing"),
         *("methods", "data", "decisions", "runtime"),

@@ -496,7 +496,16 @@ def test_at_least_thirty_checks_with_a_line_each() -> None:
     slow = [check.name for check in check_method(Flawed, slow=True)]
     fast = [check.name for check in check_method(Flawed, slow=False)]
     assert sorted([*slow, *fast]) == sorted(names)
-    words = ("process", "bit", "leaves", "calibration", "repeats", "resumed", "batch_size")
+    words = (
+        "process",
+        "bit",
+        "leaves",
+        "calibration",
+        "repeats",
+        "resumed",
+        "batch_size",
+        "exported",
+    )
     assert all(any(word in name for word in words) for name in slow)
 
 

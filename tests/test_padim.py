@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -293,3 +295,64 @@ def test_each_image_is_used_once(seven_bottles: Path, tmp_path: Path) -> None:
         Recording(CNNSettings(weights="random"), image_size=32, num_channels=5), data
     )
     assert sorted(seen) == list(range(7))
+
+
+# -- the order of channels -------------------------------------------------------------------------
+
+
+def channels_by_hand(method: PaDiM, images: torch.Tensor) -> torch.Tensor:
+    """Return the channels of ``embed`` from all features, upsampled before the choice."""
+    features = method.backbone(images)
+    size = features[method.layers[0]].shape[-2:]
+    maps = [F.interpolate(features[layer], size, mode="nearest") for layer in method.layers]
+    return torch.cat(maps, dim=1).flatten(2)[:, method.channels].mT
+
+
+def small(backbone: CNNBackbone, **options: Any) -> PaDiM:
+    return PaDiM(backbone, **{"image_size": 64, "num_channels": 30, **options})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"num_channels": None}, {"num_channels": 1}, {"layers": ["layer2", "layer2", "layer3"]}],
+    ids=["some", "all", "one", "a layer twice"],
+)
+def test_channels_are_in_the_order_of_sampling(
+    backbone: CNNBackbone, options: dict[str, Any]
+) -> None:
+    method, images = small(backbone, **options), torch.randint(0, 256, (2, 3, 64, 64)).byte()
+    assert torch.equal(method.embed(images), channels_by_hand(method, images))
+
+
+def test_checkpoints_hold_the_channels_alone(backbone: CNNBackbone) -> None:
+    keys = {key for key in small(backbone).state_dict() if not key.startswith("backbone.")}
+    assert keys == {"channels", "mean", "factor", "unused"}
+
+
+def test_loaded_channels_are_put_in_their_order(backbone: CNNBackbone) -> None:
+    images = torch.randint(0, 256, (1, 3, 64, 64)).byte()
+    source, target = small(backbone, channel_seed=1), small(backbone, channel_seed=2)
+    assert not torch.equal(source.embed(images), target.embed(images))
+    parent = torch.nn.ModuleDict({"detector": target})  # as a part of something larger
+    parent.load_state_dict({f"detector.{k}": v for k, v in source.state_dict().items()})
+    assert torch.equal(target.embed(images), source.embed(images))
+    assert torch.equal(target.embed(images), channels_by_hand(target, images))
+
+
+def test_copies_keep_the_order_of_channels(backbone: CNNBackbone) -> None:
+    images = torch.randint(0, 256, (1, 3, 64, 64)).byte()
+    method, other = small(backbone), small(backbone, channel_seed=5)
+    copies = [copy.deepcopy(method), pickle.loads(pickle.dumps(method))]
+    for duplicate in copies:
+        assert torch.equal(duplicate.embed(images), method.embed(images))
+        duplicate.load_state_dict(other.state_dict())  # and leave the original as it is
+        assert torch.equal(duplicate.embed(images), other.embed(images))
+    assert torch.equal(method.embed(images), channels_by_hand(method, images))
+
+
+def test_casts_and_moves_keep_indices(backbone: CNNBackbone) -> None:
+    method = copy.deepcopy(small(backbone))
+    method.to(torch.bfloat16)
+    for name in ("channels", "within", "order"):
+        assert getattr(method, name).dtype == torch.int64
+    assert method.to("meta").order.device.type == "meta"

@@ -95,6 +95,11 @@ class FrozenBackbone(nn.Module, ABC):
         """Stay in evaluation mode, even if the parent module is set to training mode."""
         return super().train(False)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a copy in evaluation mode: ``deepcopy`` puts torchvision's graphs in the other."""
+        super().__setstate__(state)
+        self.train(False)
+
     def check_normalised(self, images: Tensor) -> None:
         """Check that floating-point images do not look like 0 to 1 or 0 to 255.
 

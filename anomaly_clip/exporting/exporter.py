@@ -179,11 +179,16 @@ def runtimes_of(kind: str) -> list[str]:
 
 
 def _check_method(method: AnomalyMethod) -> None:
-    """Check that a method is on the CPU, and scores images one by one.
+    """Check that there is a program of a method on the CPU, which scores images one by one.
 
     Raises:
-        UserError: If it is not, or the score of an image depends on the others.
+        UserError: If the method tells why not, is elsewhere, or scores images by each other.
     """
+    if method.not_exportable is not None:
+        raise UserError(
+            f"{type(method).__name__} cannot be exported: it {method.not_exportable}; export "
+            f"another method"
+        )
     if method.device.type != "cpu":  # a graph would name the device
         raise UserError(
             f"the detector is on {method.device}: load it again with device='cpu', and export that"

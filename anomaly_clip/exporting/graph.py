@@ -70,6 +70,7 @@ def trace(graph: DetectorGraph) -> ExportedProgram:
     method, side = graph.method, graph.method.image_size
     images = torch.zeros(EXAMPLES, 3, side, side, dtype=torch.uint8, device=method.device)
     shapes = {INPUT: {0: Dim("batch", min=1, max=MAX_BATCH)}}
+    _start_autograd()
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # remarks about torch's own tracing
@@ -93,3 +94,14 @@ def _drop_unused(program: ExportedProgram) -> None:
     used = {spec.target for spec in program.graph_signature.input_specs}
     for name in program.state_dict.keys() - used:
         del program.state_dict[name]
+
+
+def _start_autograd() -> None:
+    """Start autograd, which on the CPU alone needs no threads.
+
+    After a graph was traced, torch takes the device of its fake tensors for a real one. Autograd
+    would then start with a thread for it, and processes that are forked later could not train.
+    """
+    if not torch.cuda.is_available():
+        with torch.inference_mode(False), torch.enable_grad():
+            torch.zeros(1, requires_grad=True).sum().backward()

@@ -90,7 +90,7 @@ def _onnx_model(program: ExportedProgram, opset: int) -> Any:
     if len(names) == 2 and _rank(program, 1) == 2:  # scores and their parts, without a map
         names[1] = OUTPUTS[2]
     try:
-        with _quiet():
+        with _quiet(), torch.no_grad():  # with gradients, attention has other operators
             model = torch.onnx.export(
                 program,
                 dynamo=True,

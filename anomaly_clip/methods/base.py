@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
@@ -130,17 +130,20 @@ class AnomalyMethod(EvaluatedModule):
     def score_category(self, images: Tensor, category: str) -> Scores:
         """Score images of one category, in operations that ``torch.export`` can follow.
 
-        The number of images is unknown while a graph is traced. So :meth:`score` is called with the
-        category once, in place of once per image, and without the checks of its arguments. This is
-        enough for methods that ignore the categories, or whose features of a category broadcast
-        over the batch; others override this method.
+        The number of images is unknown while a graph is traced. So :meth:`score` is then called
+        with the category once, in place of once per image; its arguments are not checked. This is
+        enough for methods that ignore the categories, or whose features of a category
+        broadcast over the batch; others override this method. It must score as :meth:`score` does,
+        which it calls outside a graph. Call it once before a graph is traced, so that constants
+        such as the features of prompts are cached: tracing does not compute them.
 
         Args:
             images: uint8 ``(B, 3, S, S)``, RGB.
             category: The category of all images.
         """
-        score: Any = type(self).score
-        return cast("Scores", getattr(score, "__wrapped__", score)(self, images, [category]))
+        if not torch.compiler.is_compiling():
+            return self.score(images, [category] * len(images))
+        return self.score(images, [category])
 
     def score_features(self, features: dict[str, Tensor], categories: list[str]) -> Scores:
         """Score cached features of the frozen encoder; only for methods that cache features.

@@ -30,6 +30,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, unit
 from anomaly_clip.backbones.learnable_prompt import LearnablePrompt, LearnablePromptSettings
 from anomaly_clip.backbones.surgery import encode_layers
+from anomaly_clip.constant_tensors import has_values
 from anomaly_clip.errors import check_between, check_choice
 from anomaly_clip.losses import batch_dice_loss, focal_loss_with_logits
 from anomaly_clip.maps import gaussian_blur, image_score, patches_to_map, resize_maps
@@ -263,8 +264,19 @@ class CLIPADA(CLIPMethod):
             The blurred map in [0, 1], the image score, and the unblurred maps of the first and the
             last pass (``coarse`` and ``fine``).
         """
+        return self._score_with(images, self._direction())
+
+    @torch.no_grad()
+    def score_category(self, images: Tensor, category: str) -> Scores:
+        """Score images of one category; see the base class."""
+        if not torch.compiler.is_compiling():
+            return super().score_category(images, category)
+        direction = self.direction() if self._text is None else self._text[1].to(self.device)
+        return self._score_with(images, direction)
+
+    def _score_with(self, images: Tensor, direction: Tensor) -> Scores:
         with self.backbone.out_of_autocast():
-            encoded = self.encode(images, self._direction())
+            encoded = self.encode(images, direction)
             stages = {"coarse": encoded.coarse}
             if encoded.fine:
                 stages["fine"] = encoded.fine[-1]
@@ -284,7 +296,10 @@ class CLIPADA(CLIPMethod):
         """Return :meth:`direction`, recomputed only after the prompt has changed."""
         version = self.prompt.context._version
         if self._text is None or self._text[0] != version:
-            self._text = version, self.direction()
+            direction = self.direction()
+            if not has_values(direction):  # in a graph that is being traced
+                return direction
+            self._text = version, direction
         return self._text[1].to(self.device)
 
     def prepare(self, categories: list[str]) -> None:

@@ -90,6 +90,9 @@ class EvaluatedModule(LightningModule, ABC):
     """True if the module supports ``fit``."""
     is_detector: ClassVar[bool]
     """True if its outputs are :class:`~anomaly_clip.records.Scores`: image scores and maps."""
+    not_exportable: ClassVar[str | None] = None
+    """Reason why there is no program of the method, as a clause such as "scores images by each
+    other"; None if it can be exported. A property may depend on the settings."""
     inference_arguments: ClassVar[frozenset[str]] = frozenset()
     """Arguments that may differ from the checkpoint's, because they do not affect any weight."""
     init_only_arguments: ClassVar[frozenset[str]] = frozenset()

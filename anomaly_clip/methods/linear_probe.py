@@ -69,6 +69,7 @@ class LinearProbe(EvaluatedModule):
     must_be_fitted: ClassVar[bool] = True
     can_be_fitted: ClassVar[bool] = True
     is_detector: ClassVar[bool] = False
+    not_exportable: ClassVar[str | None] = "classifies images, and has no scores of anomalies"
     inference_arguments: ClassVar[frozenset[str]] = frozenset({"cache_features"})
     head: nn.Linear
     """The linear layer; it is created once the classes are known."""

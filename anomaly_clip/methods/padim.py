@@ -52,8 +52,11 @@ class PaDiM(FittedMethod):
     factor: Tensor
     """``(N, C, C)`` after the fit: the matrices ``F`` of :func:`inverse_factor`."""
     channels: Tensor
+    """``(C,)``, in the order of sampling, counted over all layers."""
+    within: Tensor
+    """``(C,)``, the same sorted by layer, each counted from the first channel of its layer."""
     order: Tensor
-    """Places, in the channels sorted by layer, of the channels in the order of sampling."""
+    """``(C,)``, places of the channels in ``within``."""
 
     def __init__(
         self,
@@ -82,7 +85,9 @@ class PaDiM(FittedMethod):
         self.blur_border = blur_border
         chosen = choose_channels(total, num_channels, channel_seed)
         self.register_buffer("channels", torch.tensor(chosen))
-        self._arrange(chosen)
+        for name in ("within", "order"):  # follow from the channels, so that no checkpoint has them
+            self.register_buffer(name, torch.empty(0, dtype=torch.int64), persistent=False)
+        self._arrange()
         self.register_load_state_dict_post_hook(_arrange_loaded)
         self.save_hyperparameters(ignore=["backbone", "layers", "evaluator"])
         self.save_hyperparameters(
@@ -150,8 +155,7 @@ class PaDiM(FittedMethod):
         features = self.backbone(images)
         size = features[self.layers[0]].shape[-2:]
         parts = []
-        for layer in self.layers:
-            within = self.get_buffer(f"within_{layer.replace('.', '_')}")
+        for layer, within in zip(self.layers, self.within.split(self._counts), strict=True):
             if len(within):
                 chosen = features[layer][:, within]
                 if chosen.shape[-2:] != size:
@@ -159,19 +163,18 @@ class PaDiM(FittedMethod):
                 parts.append(chosen)
         return torch.cat(parts, dim=1).flatten(2)[:, self.order].mT  # (B, N, C)
 
-    def _arrange(self, channels: Sequence[int]) -> None:
-        """Sort the channels by layer, outside the graph of :meth:`embed`."""
-        start, by_layer = 0, []
+    def _arrange(self) -> None:
+        """Sort the channels by layer, once, as a graph does not know their values."""
+        start, within, places = 0, [], []
+        self._counts = []
+        """Number of channels of each layer."""
         for layer in self.layers:
             end = start + self.backbone.channels[layer]
-            places = [place for place, channel in enumerate(channels) if start <= channel < end]
-            within = torch.tensor([channels[place] - start for place in places], dtype=torch.int64)
-            name = f"within_{layer.replace('.', '_')}"
-            self.register_buffer(name, within.to(self.device), persistent=False)
-            by_layer += places
+            places.append(((self.channels >= start) & (self.channels < end)).nonzero()[:, 0])
+            within.append(self.channels[places[-1]] - start)
+            self._counts.append(len(places[-1]))
             start = end
-        order = torch.tensor(by_layer).argsort().to(self.device)
-        self.register_buffer("order", order, persistent=False)
+        self.within, self.order = torch.cat(within), torch.cat(places).argsort()
 
     def distances(self, features: Tensor) -> Tensor:
         """Return Mahalanobis distances ``(B, N)`` of features ``(B, N, C)``."""
@@ -180,7 +183,7 @@ class PaDiM(FittedMethod):
 
 
 def _arrange_loaded(method: PaDiM, keys: object) -> None:
-    method._arrange(method.channels.tolist())
+    method._arrange()
 
 
 def choose_channels(total: int, count: int | None, seed: int) -> list[int]:

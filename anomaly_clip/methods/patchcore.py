@@ -251,11 +251,7 @@ class PatchCore(FittedMethod):
         images = torch.arange(len(features), device=features.device)
         patch, row = features[images, at], rows[images, at]  # (B, C), (B,)
         bank = self.bank.float()
-        # As torch chooses, but independent of the number of images, which a graph does not know.
-        by_product = "use" if len(bank) > PRODUCT_FROM else "donot_use"
-        mode = f"{by_product}_mm_for_euclid_dist"
-        between = torch.cdist(bank[row], bank, compute_mode=mode)  # (B, K)
-        near = between.topk(min(self.num_neighbours, len(bank)), largest=False)
+        near = _distances(bank[row], bank).topk(min(self.num_neighbours, len(bank)), largest=False)
         to_near = torch.linalg.vector_norm(
             patch.unsqueeze(1) - bank[near.indices], dim=-1
         )  # (B, k)
@@ -288,6 +284,16 @@ def nearest_rows(features: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
     ]
     rows = torch.cat(parts)
     return torch.linalg.vector_norm(features - rows_of_bank[rows], dim=1), rows
+
+
+def _distances(rows: Tensor, bank: Tensor) -> Tensor:
+    """Return the distances ``(B, K)`` of rows ``(B, C)`` of the bank from all of its rows."""
+    # As torch chooses, but independent of the number of images, which a graph does not know.
+    if len(bank) > PRODUCT_FROM:
+        return torch.cdist(rows, bank, compute_mode="use_mm_for_euclid_dist")
+    if torch.compiler.is_compiling():  # ONNX has no cdist
+        return torch.linalg.vector_norm(rows.unsqueeze(1) - bank, dim=-1)
+    return torch.cdist(rows, bank, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def _in_order(parts: list[tuple[Tensor, Tensor]]) -> Tensor:

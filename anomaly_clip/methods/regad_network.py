@@ -23,6 +23,7 @@ __all__ = [
     "SpatialTransformer",
     "augment",
     "encoder",
+    "inverted",
     "joined_features",
     "negative_cosine",
     "predictor",
@@ -76,8 +77,7 @@ class RegistrationNetwork(nn.Module):
         inverses: list[Tensor] = []
         stages = []
         for maps, matrix in self._transformed(pixels):
-            # Unlike inv, inv_ex does not wait for the device to check the result.
-            inverses.insert(0, torch.linalg.inv_ex(matrix).inverse)
+            inverses.insert(0, inverted(matrix))
             for inverse in inverses:
                 maps = warp(maps, inverse)
             stages.append(maps)
@@ -192,6 +192,16 @@ def at_least_float32(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
+def inverted(matrix: Tensor) -> Tensor:
+    """Return the inverses of matrices ``(B, 2, 2)``; those of singular ones are not finite."""
+    if not torch.compiler.is_compiling():
+        # Unlike inv, inv_ex does not wait for the device to check the result.
+        return torch.linalg.inv_ex(matrix).inverse
+    a, b, c, d = matrix.flatten(1).unbind(dim=1)  # ONNX has no inverse
+    adjugate = torch.stack([d, -b, -c, a], dim=1) / (a * d - b * c).unsqueeze(1)
+    return adjugate.unflatten(1, (2, 2))  # (B, 2, 2)
+
+
 def warp(maps: Tensor, matrix: Tensor, shift: tuple[float, float] = (0.0, 0.0)) -> Tensor:
     """Return maps ``(B, C, h, w)`` whose position p is sampled at ``matrix @ p + shift``.
 
@@ -205,7 +215,8 @@ def warp(maps: Tensor, matrix: Tensor, shift: tuple[float, float] = (0.0, 0.0)) 
     fine = at_least_float32(maps)
     column = torch.tensor(shift, device=matrix.device, dtype=matrix.dtype).expand(len(matrix), 2)
     affine = torch.cat([matrix, column.unsqueeze(2)], dim=2).to(fine.dtype)  # (B, 2, 3)
-    grid = F.affine_grid(affine, list(fine.shape), align_corners=False)
+    # F.affine_grid compares the number of images, which is unknown while a graph is traced.
+    grid = torch.affine_grid_generator(affine, list(fine.shape), align_corners=False)
     warped = F.grid_sample(fine, grid, "bilinear", padding_mode="reflection", align_corners=False)
     return warped.to(maps.dtype)
 

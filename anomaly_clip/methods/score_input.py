@@ -25,6 +25,8 @@ def checked_score(score: Score[Method]) -> Score[Method]:
 
     @wraps(score)
     def checked(self: Method, images: Tensor, categories: list[str]) -> Scores:
+        if torch.compiler.is_compiling():  # the number of images is unknown
+            return score(self, images, categories)
         check_images(images)
         check_categories(categories, len(images))
         if images.is_floating_point():

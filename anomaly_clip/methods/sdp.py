@@ -19,6 +19,7 @@ from torch import Tensor
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, Tokens, unit
 from anomaly_clip.backbones.prompts import PromptEnsemble, RVSSettings, text_features
 from anomaly_clip.backbones.surgery import StageTokens, check_stages, encode_dual_path
+from anomaly_clip.constant_tensors import has_values
 from anomaly_clip.errors import check_at_least
 from anomaly_clip.maps import gaussian_blur, image_score, patches_to_map
 from anomaly_clip.methods.clip_method import CLIPMethod
@@ -80,6 +81,7 @@ class SDP(CLIPMethod):
         self.sigma = sigma
         check_at_least("model.sigma", sigma, 0)
         self._text: dict[tuple[str, RVSSettings], Tensor] = {}
+        self._category_text: dict[str, Tensor] = {}
         settings: dict[str, Any] = {
             "backbone": self.backbone.settings,
             "prompts": self.prompts,
@@ -103,12 +105,23 @@ class SDP(CLIPMethod):
         name, rvs = self.words(category), self.rvs.resolve(dataset_name or self.dataset_name)
         key = name, rvs
         if key not in self._text:
-            self._text[key] = text_features(self.backbone, name, self.prompts, rvs)
+            text = text_features(self.backbone, name, self.prompts, rvs)
+            if not has_values(text):  # in a graph that is being traced
+                return text
+            self._text[key] = text
         return self._text[key].to(self.device)
 
     def score(self, images: Tensor, categories: list[str]) -> Scores:
         """Score images ``(B, 3, H, W)`` of given categories; see :meth:`score_with_text`."""
         return self.score_with_text(images, torch.stack([self.text(name) for name in categories]))
+
+    def score_category(self, images: Tensor, category: str) -> Scores:
+        """Score images of one category; see the base class."""
+        if not torch.compiler.is_compiling():
+            # A graph cannot ask the data module for the name of the category in prompts.
+            self._category_text[category] = self.text(category)
+            return super().score_category(images, category)
+        return self.score_with_text(images, self._category_text[category].unsqueeze(0))
 
     @torch.no_grad()
     def score_with_text(self, images: Tensor, text: Tensor) -> Scores:

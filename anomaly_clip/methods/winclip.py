@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, unit
 from anomaly_clip.backbones.prompts import PromptEnsemble, RVSSettings, text_features
+from anomaly_clip.constant_tensors import cached_tensor, has_values
 from anomaly_clip.errors import check_above
 from anomaly_clip.maps import patches_to_map
 from anomaly_clip.methods.clip_method import CLIPMethod
@@ -99,6 +99,7 @@ class WinCLIP(CLIPMethod):
             )
         self._memory: dict[str, Embeddings] = {}
         self._text: dict[str, Tensor] = {}
+        self._category_text: dict[str, Tensor] = {}
         settings: dict[str, Any] = {"backbone": self.backbone.settings, "prompts": self.prompts}
         self.save_hyperparameters(ignore=[*settings, "evaluator"], logger=False)
         self.save_hyperparameters({k: asdict(v) for k, v in settings.items()}, logger=False)
@@ -128,9 +129,12 @@ class WinCLIP(CLIPMethod):
         """
         name = self.words(category)
         if name not in self._text:
-            self._text[name] = text_features(
+            text = text_features(
                 self.backbone, name, self.prompts, RVSSettings("mean"), unit_rows=False
             )
+            if not has_values(text):  # in a graph that is being traced
+                return text
+            self._text[name] = text
         return self._text[name].to(self.device)
 
     def score(self, images: Tensor, categories: list[str]) -> Scores:
@@ -143,8 +147,12 @@ class WinCLIP(CLIPMethod):
 
     def score_category(self, images: Tensor, category: str) -> Scores:
         """Score images of one category; see the base class."""
-        text, memory = self.text(category)[None], self._memory.get(category)  # (1, D, 2)
-        return self.score_with_text(images, text, memory)
+        if not torch.compiler.is_compiling():
+            # A graph cannot ask the data module for the name of the category in prompts.
+            self._category_text[category] = self.text(category)
+            return super().score_category(images, category)
+        memory = self._memory[category] if self._memory else None
+        return self.score_with_text(images, self._category_text[category].unsqueeze(0), memory)
 
     @torch.no_grad()
     def score_with_text(
@@ -237,7 +245,7 @@ class WinCLIP(CLIPMethod):
         return total / (len(self.scales) + 1)
 
 
-@lru_cache(maxsize=16)
+@cached_tensor(maxsize=16)
 def window_patches(side: int, scale: int) -> Tensor:
     """Return the patch indices of each window, int64 ``(windows, scale * scale)``.
 
@@ -317,10 +325,11 @@ def harmonic_map(scores: Tensor, patches: Tensor) -> Tensor:
         scores: ``(B, windows)``, at least 0; a patch covered by a window with score 0 gets 0.
         patches: Patch indices of the windows; see :func:`window_patches`.
     """
-    patches = patches.to(scores.device)
-    index = patches.flatten()  # (windows * k * k,)
-    # From the number of windows and of their patches, as the values are unknown in a graph.
-    num_patches = (math.isqrt(patches.shape[0]) + math.isqrt(patches.shape[1]) - 1) ** 2
+    if torch.compiler.is_compiling() or not has_values(patches):
+        num_patches = (math.isqrt(patches.shape[0]) + math.isqrt(patches.shape[1]) - 1) ** 2
+    else:
+        num_patches = int(patches.max()) + 1
+    index = patches.to(scores.device).flatten()  # (windows * k * k,)
     inverse = (1 / scores).repeat_interleave(patches.shape[1], dim=1)  # (B, windows * k * k)
     total = scores.new_zeros(len(scores), num_patches).index_add(1, index, inverse)
     ones = scores.new_ones(len(index))

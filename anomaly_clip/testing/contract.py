@@ -203,6 +203,7 @@ def _functions() -> list[Callable[[Subject], None]]:
         calibration_checks,
         checkpoint_checks,
         command_checks,
+        export_checks,
         process_checks,
         score_checks,
         settings_checks,
@@ -214,6 +215,7 @@ def _functions() -> list[Callable[[Subject], None]]:
         command_checks,
         checkpoint_checks,
         calibration_checks,
+        export_checks,
         process_checks,
     )
     return [getattr(module, name) for module in modules for name in module.__all__]
