@@ -48,6 +48,7 @@ from anomaly_clip.exporting.parity import (
 from anomaly_clip.exporting.parity_images import (
     ParityImages,
     generated_images,
+    images_of_check,
     images_of_folder,
 )
 from anomaly_clip.exporting.precision import (
@@ -202,7 +203,7 @@ def export_detector(
         source = Path(runtime.__file__).read_bytes()
         write_bytes(temporary / RUNTIME, source)
         write_bytes(temporary / "README.md", _readme(exported.record).encode())
-        checked = images if settings.include_images else generated_images(detector, NUM_CHECKED)
+        checked = images if settings.include_images else images_of_check(detector, NUM_CHECKED)
         _write_check(temporary / "check", checked, eager, graph.method)
     return exported
 
@@ -460,7 +461,8 @@ def _readme(record: dict[str, Any]) -> str:
     return (
         f"{record['method']} detector of {record['category']}: `python detector.py "
         f"IMAGE_OR_FOLDER` scores images.\n"
-        f"It needs Python 3.10 or newer, and `pip install numpy pillow {package}`.\n"
+        f"It needs Python 3.10 or newer, and `pip install numpy pillow=={version('pillow')} {package}`;"
+        f" other versions of Pillow may resize differently by one level.\n"
         f"`python detector.py --check` compares this machine with the one of the export; "
         f"`detector.json` describes the rest.\n"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,13 @@ from anomaly_clip.errors import UserError
 from anomaly_clip.image_inputs import ImageInputs
 from anomaly_clip.images import evenly_spaced
 
-__all__ = ["GENERATED", "ParityImages", "generated_images", "images_of_folder"]
+__all__ = [
+    "GENERATED",
+    "ParityImages",
+    "generated_images",
+    "images_of_check",
+    "images_of_folder",
+]
 
 GENERATED = "generated"
 """Source of images that nobody has given."""
@@ -26,6 +33,10 @@ MAX_SCORED = 200
 SIDES = (4 / 3, 5 / 3)
 """Height and width of generated images, as multiples of the side of the square: they are resized,
 and not square, as photographs are."""
+NARROW = (6 / 5, 2 / 5)
+"""Height and width of some images in ``check/``: one side is reduced, the other one enlarged."""
+NOISE = 40
+"""Largest noise of a pixel in ``check/``, in levels of 255."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,15 +61,24 @@ def generated_images(detector: Detector, count: int) -> ParityImages:
         detector: The detector, whose size and resize rule are used.
         count: Number of images.
     """
-    side = detector.method.image_size
-    longest = max(64, round(side * max(SIDES)))
-    names = sorted(CATEGORIES)
+    originals = _photographs(detector, count, [SIDES])
+    return ParityImages(_squares(detector, originals), originals)
+
+
+def images_of_check(detector: Detector, count: int) -> ParityImages:
+    """Draw photographs with noise in each pixel, which show small differences of decoders.
+
+    Versions of Pillow that resize most images alike differ by one level in narrow ones.
+
+    Args:
+        detector: The detector, whose size and resize rule are used.
+        count: Number of images.
+    """
+    rng = np.random.default_rng(0)
     originals = []
-    for index in range(count):
-        defect = "stain" if index % 2 else None  # which every product can have
-        image = draw_photograph(names[index % len(names)], 0, index, defect, longest).image
-        height = max(1, round(longest * min(SIDES) / max(SIDES)))
-        originals.append(image[:height])
+    for image in _photographs(detector, count, [SIDES, NARROW]):
+        noise = rng.integers(-NOISE, NOISE + 1, image.shape)
+        originals.append(np.clip(image + noise, 0, 255).astype(np.uint8))
     return ParityImages(_squares(detector, originals), originals)
 
 
@@ -95,6 +115,28 @@ def images_of_folder(detector: Detector, folder: Path, count: int) -> ParityImag
     except UnreadableError as error:
         raise UserError(error.reason) from None
     return ParityImages(batch["image"].numpy(), originals, str(folder))
+
+
+def _photographs(
+    detector: Detector, count: int, shapes: Sequence[tuple[float, float]]
+) -> list[NDArray[np.uint8]]:
+    """Draw photographs.
+
+    Args:
+        detector: The detector.
+        count: Number of photographs.
+        shapes: Height and width as multiples of the side of the square, which take turns.
+    """
+    side, names = detector.method.image_size, sorted(CATEGORIES)
+    originals = []
+    for index in range(count):
+        height, width = (max(1, round(side * part)) for part in shapes[index % len(shapes)])
+        defect = "stain" if index % 2 else None  # which every product can have
+        drawn = draw_photograph(
+            names[index % len(names)], 0, index, defect, max(64, height, width)
+        ).image
+        originals.append(drawn[:height, :width])
+    return originals
 
 
 def _squares(detector: Detector, originals: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
