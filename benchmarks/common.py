@@ -54,6 +54,9 @@ PACKAGES = (
     "numpy",
     "pillow",
     "opencv-python-headless",
+    "onnx",
+    "onnxruntime",
+    "openvino",
 )
 
 

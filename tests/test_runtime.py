@@ -586,8 +586,12 @@ def test_exit_codes(
     assert cli(folder, monkeypatch, normal, anomalous) == 0
     assert cli(folder, monkeypatch, normal, anomalous, "--fail_on=anomalous") == 3
     assert cli(folder, monkeypatch, normal, "--fail_on=anomalous") == 0
-    assert cli(folder, monkeypatch, "--check") == 0
     capsys.readouterr()
+    assert cli(folder, monkeypatch, "--check") == 0
+    assert capsys.readouterr().err == "check: as at the export\nThe sentence of 0.1.\n"
+    plain = write(tmp_path.parent / f"{tmp_path.name}-plain", None)
+    assert cli(plain, monkeypatch, normal) == 0
+    assert "anomaly_clip calibrate" in capsys.readouterr().err
     mistakes: list[list[Any]] = [
         [],
         ["missing.png"],

@@ -27,6 +27,7 @@ from anomaly_clip.commands.foreign_code import seed_in_config
 from anomaly_clip.commands.library_messages import quieten
 from anomaly_clip.errors import UserError, reason, user_errors
 from anomaly_clip.exporting.exporter import Exported, ExportSettings, export_detector
+from anomaly_clip.exporting.precision import FLOAT32, PRECISIONS
 from anomaly_clip.exporting.programs import FORMATS
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.methods.evaluated import Exporter
@@ -80,6 +81,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     parser.add_argument("--opset", type=int, help="version of ONNX's operators; default: 18")
     parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="precision of the frozen backbone; default: float32",
+    )
+    parser.add_argument(
         "--images", type=int, default=8, help="number of images of the comparison; default: 8"
     )
     parser.add_argument(
@@ -114,6 +120,7 @@ def _check_no_detector_options(
     """
     given = {
         "--opset": options.opset,
+        "--precision": options.precision,
         "--include_images": options.include_images,
         "--data.root": source.images,
         "--calibration.file": source.calibration,
@@ -173,6 +180,7 @@ def _export_detector(source: DetectorSource, options: argparse.Namespace) -> int
         source.images,
         options.include_images,
         options.overwrite,
+        options.precision or FLOAT32,
     )
     folder = options.folder or FOLDER
     loaded = source.load()
@@ -192,6 +200,8 @@ def _lines(exported: Exported, settings: ExportSettings) -> list[str]:
         f"{difference.describe(parity['images'])}"
         for name, difference in exported.differences.items()
     ]
+    if exported.drift is not None:
+        lines += exported.drift.lines(program["file"])
     lines += exported.remarks
     return [*lines, f"{exported.folder}: {program['bytes'] / 1e6:.1f} MB; {_next_step(exported)}"]
 

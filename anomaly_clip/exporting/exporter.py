@@ -6,7 +6,8 @@ import importlib.util
 import io
 import math
 import platform
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -26,6 +27,13 @@ from anomaly_clip.detector import Detector
 from anomaly_clip.errors import UserError, check_at_least, check_choice
 from anomaly_clip.exporting.folder import RECORD, RUNTIME, atomic_folder, check_folder
 from anomaly_clip.exporting.graph import INPUT, DetectorGraph, trace
+from anomaly_clip.exporting.labelled import (
+    NOT_MEASURED,
+    Drift,
+    labelled_images,
+    measure_drift,
+    range_images,
+)
 from anomaly_clip.exporting.parity import (
     BOUNDS,
     Arrays,
@@ -41,6 +49,12 @@ from anomaly_clip.exporting.parity_images import (
     ParityImages,
     generated_images,
     images_of_folder,
+)
+from anomaly_clip.exporting.precision import (
+    FLOAT32,
+    check_precision,
+    lower_program,
+    lowered_backbone,
 )
 from anomaly_clip.exporting.programs import (
     DEFAULT_OPSET,
@@ -61,6 +75,11 @@ FORMAT = 1
 RATES = (0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.001)
 """False-alarm rates that an exported detector can be asked for, besides those of its calibration.
 """
+FINITE = dict.fromkeys(BOUNDS, sys.float_info.max)
+"""Bounds of lower precision, which was asked for: its outputs are numbers."""
+LOOSENED = 4
+"""Differences of lower precision on other machines, as a multiple of those of the export. Our
+choice: processors round 8-bit products in different ways."""
 NUM_CHECKED = 2
 """Images in ``check/``."""
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino", "numpy", "pillow")
@@ -77,6 +96,7 @@ class ExportSettings:
         images: Folder of images for the comparison; None: generated ones.
         include_images: Whether ``check/`` holds images of that folder, in place of generated ones.
         overwrite: Whether an exported detector may be replaced.
+        precision: ``float32``, or that of the frozen backbone: ``bf16`` or ``int8``.
 
     Raises:
         ValueError: If a value is not as described.
@@ -88,9 +108,11 @@ class ExportSettings:
     images: Path | None = None
     include_images: bool = False
     overwrite: bool = False
+    precision: str = FLOAT32
 
     def __post_init__(self) -> None:
         check_choice("--format", self.format, FORMATS)
+        check_precision(self.precision, self.format)
         check_at_least("--images", self.num_images, NUM_CHECKED)
         if self.opset is not None and self.opset not in OPSETS:
             raise ValueError(
@@ -112,12 +134,14 @@ class Exported:
         record: Content of ``detector.json``.
         differences: Differences from torch by runtime.
         remarks: Messages on what a user has to know of it.
+        drift: Its metrics and those of torch, if there were labelled images.
     """
 
     folder: Path
     record: dict[str, Any]
     differences: dict[str, Difference] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
+    drift: Drift | None = None
 
 
 def export_detector(
@@ -149,19 +173,30 @@ def export_detector(
         eager = eager_run(graph)
         expected = outputs_of(eager, images.square, len(images.square))
         _check_finite(expected)
-        program = trace(graph)
     with atomic_folder(folder) as temporary:
-        file = write_program(program, settings.format, temporary, settings.opset)
-        del program
+        traced = settings.precision if settings.format == "torch_export" else FLOAT32
+        with _scoring(graph.method), lowered_backbone(graph.method.backbone, traced):
+            program = trace(graph)
+            file = write_program(program, settings.format, temporary, settings.opset)
+            del program
         exported = Exported(folder, {}, remarks=_remarks(detector, method, settings))
+        exported.remarks += _lower(detector, graph, settings, file)
         record, threshold = _calibration_of(detector)
+        runs = {}
         for name in track(runtimes_of(settings.format), "comparing the program with torch"):
-            run = runtime.open_session(file, name, None).run
+            runs[name] = run = runtime.open_session(file, name, None, settings.precision).run
             sizes = batches_of(len(images.square))
             exported.differences[name] = difference = compare(
                 expected, run, images.square, sizes, record, threshold
             )
-            check_difference(difference, f"{file.name} in {name}")
+            bounds = BOUNDS if settings.precision == FLOAT32 else FINITE
+            check_difference(difference, f"{file.name} in {name}", bounds)
+        labelled = None if settings.images is None else labelled_images(detector, settings.images)
+        if labelled is not None:
+            with _scoring(graph.method):
+                exported.drift = measure_drift(labelled, eager, runs, record, threshold)
+        if settings.precision != FLOAT32:
+            exported.remarks += _changes(exported, file.name, len(images.square))
         exported.record = _record(detector, graph, settings, file, images, expected, exported)
         write_json(temporary / RECORD, exported.record)
         source = Path(runtime.__file__).read_bytes()
@@ -170,6 +205,54 @@ def export_detector(
         checked = images if settings.include_images else generated_images(detector, NUM_CHECKED)
         _write_check(temporary / "check", checked, eager, graph.method)
     return exported
+
+
+def _lower(
+    detector: Detector, graph: DetectorGraph, settings: ExportSettings, file: Path
+) -> list[str]:
+    """Lower the precision of the backbone; return remarks on it."""
+    if settings.precision == FLOAT32:
+        return []
+    remarks = [f"the precision of the frozen backbone is {settings.precision}"]
+    if settings.format == "onnx":
+        sources: list[str] = []
+
+        def images() -> NDArray[np.uint8]:
+            values, source = range_images(detector, settings.images)
+            sources.append(f"; the ranges of their inputs are those of {source}")
+            return values
+
+        what = lower_program(file, graph.method.backbone, settings.precision, images)
+        remarks = [f"{remarks[0]}: {what}{''.join(sources)}"]
+    if detector.calibration is not None:
+        remarks.append(
+            "the calibration scores are of float32: their false-alarm rates hold as far as scores "
+            "agree"
+        )
+    return remarks
+
+
+def _changes(exported: Exported, file: str, num_images: int) -> list[str]:
+    """Return warnings about a program of lower precision."""
+    if exported.drift is not None:
+        return exported.drift.warnings(file)
+    return [NOT_MEASURED] + [
+        f"{file} in {name} is not as good as torch: {difference.flips} of {num_images} decisions "
+        f"differ"
+        for name, difference in exported.differences.items()
+        if difference.flips
+    ]
+
+
+def _bounds(settings: ExportSettings, differences: Iterable[Difference]) -> dict[str, float]:
+    """Return the bounds of a comparison on other machines."""
+    if settings.precision == FLOAT32:
+        return BOUNDS
+    largest = dict(BOUNDS)
+    for difference in differences:
+        for name in BOUNDS:
+            largest[name] = max(largest[name], LOOSENED * (getattr(difference, name) or 0))
+    return largest
 
 
 def runtimes_of(kind: str) -> list[str]:
@@ -244,7 +327,7 @@ def _remarks(
     if method is not None:
         precision = detector.preprocessing.precision
         remarks.append(
-            f"the detector scores in {precision}, its export in float32"
+            f"the detector scores in {precision}, its export in {settings.precision}"
             + (
                 ""
                 if detector.calibration is None
@@ -279,7 +362,7 @@ def _record(
             **file_record(file),
             "format": settings.format,
             "opset": opset,
-            "precision": "float32",
+            "precision": settings.precision,
             "external_data": file_record(data) if data.exists() else None,
         },
         "input": {
@@ -302,12 +385,12 @@ def _record(
             "images": len(images.square),
             "source": images.source,
             "batches": batches_of(len(images.square)),
-            "bounds": BOUNDS,
+            "bounds": _bounds(settings, exported.differences.values()),
             "programs": {
                 name: {**difference.as_dict(), "version": _version(name)}
                 for name, difference in exported.differences.items()
             },
-            "drift": None,
+            "drift": None if exported.drift is None else exported.drift.as_dict(),
         },
         "weights": dict(graph.method.weights),
         "remarks": exported.remarks,

@@ -170,17 +170,20 @@ def _difference(name: str, expected: NDArray[np.float32], actual: NDArray[np.flo
     return float(shares.max())
 
 
-def check_difference(difference: Difference, program: str) -> None:
-    """Check that a float32 program is within the bounds.
+def check_difference(
+    difference: Difference, program: str, bounds: Mapping[str, float] = BOUNDS
+) -> None:
+    """Check that a program is within bounds.
 
     Args:
         difference: See :func:`compare`.
         program: Description of the program, for the message.
+        bounds: Largest differences by name of output; default: those of float32.
 
     Raises:
         UserError: If it is not.
     """
-    for name, bound in BOUNDS.items():
+    for name, bound in bounds.items():
         value = getattr(difference, name)
         if value is not None and not value <= bound:
             raise UserError(

@@ -208,8 +208,7 @@ class Detector:
         parts = np.ravel(row.get("score_parts", [])).tolist()
         names = self.record["outputs"].get("score_parts", {"names": []})["names"]
         result.score, result.parts = float(row["image_score"]), dict(zip(names, parts, strict=True))
-        if "anomaly_map" in row:
-            result.values = row["anomaly_map"].astype(np.float32)  # a copy
+        result.values = np.array(row["anomaly_map"], np.float32) if "anomaly_map" in row else None
         if level and self.calibration["part_ranges"] is not None:  # scaled and not clamped
             result.score = 0.0
             for part, (low, high) in zip(parts, self.calibration["part_ranges"], strict=True):
@@ -467,8 +466,9 @@ def main(arguments: list[str] | None = None) -> int:
         if not images and not options.check:
             raise ValueError("no image was given: name images or folders")
         problems = detector.check() if options.check else []
-        notes = [f"check: {problem}" for problem in problems] + detector.record["remarks"]
-        print(*notes, *[detector.guarantee()] * detector.is_calibrated, sep="\n", file=sys.stderr)
+        notes = [f"check: {each}" for each in problems or ["as at the export"] * options.check]
+        notes += [*detector.record["remarks"], detector.guarantee()]
+        sys.stderr.write("".join(f"{_printable(note)}\n" for note in notes))
         columns, rows = ("path", "decision", "p_value", "score", "error"), []
         for result in detector.stream(images, size=options.batch_size):
             print(repr(result), flush=True)
