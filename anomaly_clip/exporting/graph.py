@@ -71,6 +71,8 @@ def trace(graph: DetectorGraph) -> ExportedProgram:
     images = torch.zeros(EXAMPLES, 3, side, side, dtype=torch.uint8, device=method.device)
     shapes = {INPUT: {0: Dim("batch", min=1, max=MAX_BATCH)}}
     _start_autograd()
+    is_fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # torch 2.6 cannot trace fused attention
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # remarks about torch's own tracing
@@ -83,6 +85,7 @@ def trace(graph: DetectorGraph) -> ExportedProgram:
             f"whose shapes do not depend on values (docs/export.md)"
         ) from error
     finally:
+        torch.backends.mha.set_fastpath_enabled(is_fused)
         with suppress(AttributeError):  # the traced code, which holds the weights
             torch.compiler.reset()
     _drop_unused(program)
