@@ -461,8 +461,8 @@ def _readme(record: dict[str, Any]) -> str:
     return (
         f"{record['method']} detector of {record['category']}: `python detector.py "
         f"IMAGE_OR_FOLDER` scores images.\n"
-        f"It needs Python 3.10 or newer, and `pip install numpy pillow=={version('pillow')} {package}`;"
-        f" other versions of Pillow may resize differently by one level.\n"
+        f"It needs Python 3.10 or newer, and `pip install numpy pillow {package}`; it was made with "
+        f"Pillow {version('pillow')}, and other versions may resize differently by one level.\n"
         f"`python detector.py --check` compares this machine with the one of the export; "
         f"`detector.json` describes the rest.\n"
     )
