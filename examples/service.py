@@ -42,7 +42,7 @@ def create_app() -> FastAPI:
 def answer(detector: Any, name: str, content: bytes, overlay: bool) -> Any:
     """Return the decision on an image, or its drawing as PNG; threads call this."""
     with tempfile.TemporaryDirectory() as folder:  # a file, as its suffix tells raw files
-        file = Path(folder, "image." + "".join(filter(str.isalnum, Path(name).suffix)))
+        file = Path(folder, "image." + "".join(filter(str.isalnum, Path(name).suffix[:9])))
         file.write_bytes(content)
         try:
             result = detector.predict(file)

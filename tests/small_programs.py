@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from anomaly_clip.exporting.programs import file_record
 from anomaly_clip.exporting.timing import Program, Timing
 
 SIDE = 32
@@ -51,10 +52,13 @@ def program(file: Path, runtime: str = "onnxruntime") -> Program:
     return Program(runtime, "float32", job, file.stat().st_size if file.exists() else None)
 
 
-def write_detector(target: Path) -> Path:
-    """Write an exported detector, calibrated at the mean of its images."""
+def write_detector(target: Path, gain: float = 1.0) -> Path:
+    """Write an exported detector, calibrated at the mean of its images.
+
+    With a gain, its program differs from the outputs in ``check/``.
+    """
     (target / "check").mkdir(parents=True)
-    file = write_program(target / "detector.onnx")
+    file = write_program(target / "detector.onnx", gain)
     checked = images(2)
     maps = checked.mean(axis=1, dtype=np.float32)
     outputs = {"image_score": maps.mean(axis=(1, 2)), "anomaly_map": maps}
@@ -64,10 +68,9 @@ def write_detector(target: Path) -> Path:
         "method": "Mean",
         "category": "plank",
         "program": {
-            "file": file.name,
+            **file_record(file),
             "format": "onnx",
             "precision": "float32",
-            "bytes": file.stat().st_size,
             "external_data": None,
         },
         "preprocessing": {

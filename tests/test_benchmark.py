@@ -45,16 +45,16 @@ def test_an_exported_folder_is_measured(folder: Path, capsys: pytest.CaptureFixt
 
 
 def test_a_program_that_decides_differently_is_not_chosen(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_program(folder / "detector.onnx", gain=1.1)
+    folder = write_detector(tmp_path / "detector", gain=1.1)
     photos = tmp_path / "photos"
     save_picture(photos / "a.png", size=50)
     numbers = tmp_path / "numbers.json"
     words = ["--runtimes=onnxruntime", "--batch_sizes=1", "--json", str(numbers)]
     assert main(["benchmark", str(folder), *words, *FAST, "--data.root", str(photos)]) == 0
     shown = capsys.readouterr().out
-    assert f"the 2 of check/ and 1 images of {photos}" in shown
+    assert f"the 2 of check/ and 1 image of {photos}" in shown
     assert "Decoding and resizing take" in shown
     assert "50 x 50 pixels" in shown
     assert "Choose none: there is no row in which no decision flips." in shown
@@ -105,6 +105,12 @@ def lack_keys(folder: Path) -> None:
     (folder / "detector.json").write_text('{"format": 1}')
 
 
+def lack_keys_of_a_part(folder: Path) -> None:
+    record = json.loads((folder / "detector.json").read_text())
+    del record["preprocessing"]["filter"]
+    (folder / "detector.json").write_text(json.dumps(record))
+
+
 def remove_check(folder: Path) -> None:
     shutil.rmtree(folder / "check")
 
@@ -114,7 +120,8 @@ def damage_check(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", [damage_record, raise_format, lack_keys, remove_check, damage_check]
+    "damage",
+    [damage_record, raise_format, lack_keys, lack_keys_of_a_part, remove_check, damage_check],
 )
 def test_a_damaged_folder_is_refused(
     folder: Path, damage: Any, capsys: pytest.CaptureFixture[str]
@@ -125,6 +132,31 @@ def test_a_damaged_folder_is_refused(
     assert str(folder) in captured.err
     assert "export the detector again" in captured.err
     assert len(captured.err.strip().splitlines()) == 1
+
+
+def test_another_program_than_that_of_the_export_is_a_row_with_its_reason(
+    folder: Path, tmp_path: Path
+) -> None:
+    write_program(folder / "detector.onnx", gain=1.1)
+    save_picture(tmp_path / "photos" / "a.png", size=50)
+    subject = measurement.subject_of_folder(folder, ["onnxruntime"], 1, tmp_path / "photos")
+    [row] = subject.programs
+    assert row.error == (
+        f"{folder / 'detector.onnx'}: missing, or not the file of the export: export the detector "
+        f"again"
+    )
+
+
+def test_damaged_images_are_passed_over(folder: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    save_picture(photos / "b.png", size=50)
+    (photos / "a.png").write_bytes(b"damaged")
+    subject = measurement.subject_of_folder(folder, ["onnxruntime"], 2, photos)
+    assert len(subject.images) == 2 + 1
+    assert subject.reading.images == "such as the first image, 50 x 50 pixels"
+    save_picture(photos / "b.png", size=50).write_bytes(b"damaged")
+    with pytest.raises(UserError, match="can be read"):
+        measurement.subject_of_folder(folder, ["onnxruntime"], 2, photos)
 
 
 def test_nothing_to_measure_is_a_mistake(

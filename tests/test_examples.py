@@ -202,6 +202,7 @@ def test_the_service_draws(client: Client, tmp_path: Path) -> None:
         ("a.png", b"", 400, "a.png: "),
         ("a.dng", b"II*\0", 400, "a.dng: "),  # never the preview in a camera raw file
         ("a", b"no image", 400, "a: "),
+        ("a." + "b" * 300, b"no image", 400, "a.b"),
         ("..", b"no image", 400, "..: "),
         (r"..\x.png", b"no image", 400, r"..\x.png: "),
         ("a.png", bytes(100_001), 413, "a.png: larger than 100000 bytes"),

@@ -259,3 +259,6 @@ def test_a_folder_without_a_readable_image_is_refused(detector: Detector, tmp_pa
     settings = ExportSettings("torch_export", images=tmp_path / "photos")
     with pytest.raises(UserError, match="none of its images can be read"):
         export_detector(detector, tmp_path / "detector", settings)
+    write_photographs(tmp_path / "photos", 1, seed=50)
+    with pytest.raises(UserError, match="a comparison needs 2 images that can be read"):
+        export_detector(detector, tmp_path / "detector", settings)

@@ -41,16 +41,53 @@ def test_a_folder_of_other_files_is_never_replaced(tmp_path: Path) -> None:
     check_folder(tmp_path / "old", overwrite=True)
 
 
+@pytest.mark.parametrize("name", ["notes.txt", "overlays"])
+def test_files_of_a_user_next_to_a_detector_are_kept(tmp_path: Path, name: str) -> None:
+    folder = exported(tmp_path / "detector")
+    exported(folder / name)
+    with pytest.raises(UserError, match=f"--overwrite would remove, such as {name}: move them"):
+        check_folder(folder, overwrite=True)
+
+
+def test_a_mount_point_is_refused_before_anything_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == tmp_path)
+    with pytest.raises(UserError, match=r"is a mount point, .* such as .*detector$"):
+        check_folder(tmp_path, overwrite=False)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    exported(tmp_path / "first")
+    link = tmp_path / "detector"
+    link.symlink_to("first")
+    with atomic_folder(link, overwrite=True) as temporary:
+        (temporary / RECORD).write_text("second")
+    assert (link.is_symlink(), (tmp_path / "first" / RECORD).read_text()) == (True, "second")
+    assert {path.name for path in tmp_path.iterdir()} == {"first", "detector"}
+
+
+def test_a_faster_export_to_the_same_folder_is_not_replaced(tmp_path: Path) -> None:
+    with (
+        pytest.raises(UserError, match="or add --overwrite"),
+        atomic_folder(tmp_path / "detector"),
+    ):
+        exported(tmp_path / "detector", "faster")
+    assert (tmp_path / "detector" / RECORD).read_text() == "faster"
+    assert [path.name for path in tmp_path.iterdir()] == ["detector"]
+
+
 def test_a_folder_appears_as_a_whole(tmp_path: Path) -> None:
     target = tmp_path / "below" / "detector"
     with atomic_folder(target) as temporary:
         (temporary / RECORD).write_text("new")
         assert not target.exists()
     assert (target / RECORD).read_text() == "new"
-    with pytest.raises(FileNotFoundError), atomic_folder(target) as temporary:
+    with pytest.raises(FileNotFoundError), atomic_folder(target, overwrite=True) as temporary:
         (exported(temporary / "part") / "none").read_text()
     assert (target / RECORD).read_text() == "new"
-    with atomic_folder(target) as temporary:
+    with atomic_folder(target, overwrite=True) as temporary:
         (temporary / "other").write_text("newest")
     assert [path.name for path in target.iterdir()] == ["other"]
     assert [path.name for path in target.parent.iterdir()] == ["detector"]
@@ -89,7 +126,7 @@ def test_a_kill_between_the_two_renames_loses_nothing(tmp_path: Path) -> None:
     child = ended_process()
     exported(tmp_path / f".detector.{child}.old.tmp", "first")
     exported(tmp_path / f".detector.{child}.tmp", "second")
-    with pytest.raises(KeyError), atomic_folder(tmp_path / "detector"):
+    with pytest.raises(KeyError), atomic_folder(tmp_path / "detector", overwrite=True):
         raise KeyError
     assert (tmp_path / "detector" / RECORD).read_text() == "first"
     assert [path.name for path in tmp_path.iterdir()] == ["detector"]

@@ -96,7 +96,7 @@ class FrozenBackbone(nn.Module, ABC):
         return super().train(False)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore a copy in evaluation mode: ``deepcopy`` puts torchvision's graphs in the other."""
+        """Restore a copy in evaluation mode, which copies of torchvision's graphs are not in."""
         super().__setstate__(state)
         self.train(False)
 

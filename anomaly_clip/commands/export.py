@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import shlex
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +14,7 @@ import torch
 from jsonargparse import ArgumentError
 
 from anomaly_clip.commands.checkpoint_content import DAMAGE
-from anomaly_clip.commands.checkpoint_option import (
-    config_of_fit,
-)
+from anomaly_clip.commands.checkpoint_option import config_of_fit
 from anomaly_clip.commands.detector_options import (
     DetectorSource,
     add_detector_options,
@@ -27,6 +26,7 @@ from anomaly_clip.commands.foreign_code import seed_in_config
 from anomaly_clip.commands.library_messages import quieten
 from anomaly_clip.errors import UserError, reason, user_errors
 from anomaly_clip.exporting.exporter import Exported, ExportSettings, export_detector
+from anomaly_clip.exporting.folder import RUNTIME
 from anomaly_clip.exporting.precision import FLOAT32, PRECISIONS
 from anomaly_clip.exporting.programs import FORMATS
 from anomaly_clip.methods.base import AnomalyMethod
@@ -207,4 +207,5 @@ def _lines(exported: Exported, settings: ExportSettings) -> list[str]:
 
 
 def _next_step(exported: Exported) -> str:
-    return f"python {exported.folder / 'detector.py'} IMAGE_OR_FOLDER scores images"
+    program = shlex.quote(str(exported.folder / RUNTIME))  # blanks in names
+    return f"python {program} IMAGE_OR_FOLDER scores images"

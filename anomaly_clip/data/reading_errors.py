@@ -18,6 +18,7 @@ __all__ = [
     "PredictionImages",
     "ReadingGuard",
     "UnreadableError",
+    "UnreadableImage",
     "described",
     "files_of",
     "reason_of",

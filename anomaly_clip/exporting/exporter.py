@@ -174,7 +174,7 @@ def export_detector(
         eager = eager_run(graph)
         expected = outputs_of(eager, images.square, len(images.square))
         _check_finite(expected)
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(folder, settings.overwrite) as temporary:
         traced = settings.precision if settings.format == "torch_export" else FLOAT32
         with _scoring(graph.method), lowered_backbone(graph.method.backbone, traced):
             program = trace(graph)
@@ -294,7 +294,13 @@ def _scoring(method: AnomalyMethod) -> Iterator[None]:
 def _images(detector: Detector, settings: ExportSettings) -> ParityImages:
     if settings.images is None:
         return generated_images(detector, settings.num_images)
-    return images_of_folder(detector, settings.images, settings.num_images)
+    images = images_of_folder(detector, settings.images, settings.num_images)
+    if len(images.square) < NUM_CHECKED:
+        raise UserError(
+            f"--data.root {settings.images}: a comparison needs {NUM_CHECKED} images that can be "
+            f"read, to try batches as well: add some, or leave --data.root out"
+        )
+    return images
 
 
 def _check_finite(outputs: Arrays) -> None:
@@ -461,8 +467,8 @@ def _readme(record: dict[str, Any]) -> str:
     return (
         f"{record['method']} detector of {record['category']}: `python detector.py "
         f"IMAGE_OR_FOLDER` scores images.\n"
-        f"It needs Python 3.10 or newer, and `pip install numpy pillow {package}`; it was made with "
-        f"Pillow {version('pillow')}, and other versions may resize differently by one level.\n"
+        f"It needs Python 3.10 or newer, and `pip install numpy pillow {package}`; it was made "
+        f"with Pillow {version('pillow')}, and others may resize differently by one level.\n"
         f"`python detector.py --check` compares this machine with the one of the export; "
         f"`detector.json` describes the rest.\n"
     )

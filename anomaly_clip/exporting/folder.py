@@ -17,6 +17,11 @@ RECORD = "detector.json"
 """Name of the file that describes an exported detector."""
 RUNTIME = "detector.py"
 """Name of the program that runs it."""
+WRITTEN = frozenset(
+    {RECORD, RUNTIME, "README.md", "check", "__pycache__"}
+    | {f"detector.{ending}" for ending in ("onnx", "onnx.data", "pt2")}
+)
+"""Names that an exported detector may have in its folder; others are files of the user."""
 
 
 def check_folder(folder: Path, overwrite: bool) -> None:
@@ -29,11 +34,18 @@ def check_folder(folder: Path, overwrite: bool) -> None:
     Raises:
         UserError: If it is a file, or holds other files, or a detector that may not be replaced.
     """
-    if not folder.exists() and not folder.is_symlink():
+    folder = folder.resolve()  # a link stays, and its target is replaced
+    if not folder.exists():
         return
     if not folder.is_dir():
         raise UserError(f"--folder {folder} is a file: give the name of a new folder")
-    if not any(folder.iterdir()):
+    if os.path.ismount(folder):
+        raise UserError(
+            f"--folder {folder} is a mount point, which cannot be replaced as a whole: give the "
+            f"name of a folder in it, such as {folder / 'detector'}"
+        )
+    names = sorted(path.name for path in folder.iterdir())
+    if not names:
         return
     if not (folder / RECORD).is_file():
         raise UserError(
@@ -44,25 +56,37 @@ def check_folder(folder: Path, overwrite: bool) -> None:
         raise UserError(
             f"{folder} holds an exported detector: give another --folder, or add --overwrite"
         )
+    others = [name for name in names if name not in WRITTEN]
+    if others:
+        raise UserError(
+            f"--folder {folder} holds an exported detector and other files, which --overwrite "
+            f"would remove, such as {others[0]}: move them, or give another --folder"
+        )
 
 
 @contextlib.contextmanager
-def atomic_folder(folder: Path) -> Iterator[Path]:
+def atomic_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary folder next to a folder, which it replaces in the end.
 
     On an error, or a signal, the temporary folder is removed and the other one stays as it was.
     What a killed process has left is removed by the next export to the same place.
 
     Args:
-        folder: The target; see :func:`check_folder`.
+        folder: The target; see :func:`check_folder`. Of a link, it is the folder that it leads to.
+        overwrite: Whether an exported detector may be replaced.
+
+    Raises:
+        UserError: If the target must not be replaced, also if it has appeared in the meantime.
     """
-    folder = folder.absolute()
+    folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(folder)
+    check_folder(folder, overwrite)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     temporary.mkdir()
     try:
         yield temporary
+        check_folder(folder, overwrite)  # another export may have been faster
         _replace(folder, temporary)
     except OSError as error:
         if error.errno is not None and error.filename is None:  # the error of a full disk

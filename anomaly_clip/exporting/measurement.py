@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomaly_clip.data.reading_errors import UnreadableError
+from anomaly_clip.data.reading_errors import UnreadableError, UnreadableImage
 from anomaly_clip.data.transforms import Resize, resize_image
 from anomaly_clip.decisions.calibration import scaled_score
 from anomaly_clip.demo.photographs import CATEGORIES, draw_photograph
@@ -34,12 +34,13 @@ from anomaly_clip.exporting.parity import (
     outputs_of,
 )
 from anomaly_clip.exporting.parity_images import generated_images, images_of_folder
-from anomaly_clip.exporting.programs import FORMATS
+from anomaly_clip.exporting.programs import FORMATS, file_record
 from anomaly_clip.exporting.timing import Program, Timing
 from anomaly_clip.image_inputs import ImageInputs
 from anomaly_clip.images import evenly_spaced
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.preprocessing import Preprocessing
+from anomaly_clip.progress import number_of
 
 __all__ = ["RUNTIMES", "ImageTime", "Subject", "subject_of_detector", "subject_of_folder"]
 
@@ -50,8 +51,14 @@ SESSION_OF = {"torch_export": "torch", "onnxruntime": "onnxruntime", "openvino":
 PACKAGE_OF = {"torch": "torch", "torch_export": "torch"}
 FORMAT = 1
 """Newest form of ``detector.json`` that is read."""
-KEYS = ("method", "category", "program", "preprocessing", "calibration", "remarks")
-"""Keys of ``detector.json`` that are read, besides its format."""
+KEYS = ("method", "category", "remarks")
+"""Keys of ``detector.json`` that are read, besides its format and those of its parts."""
+PARTS = {
+    "program": ("file", "sha256", "bytes", "format", "precision", "external_data"),
+    "preprocessing": ("image_size", "rule", "size", "filter", "bit_depth", "max_pixels"),
+    "calibration": ("part_ranges", "levels"),
+}
+"""Keys of its parts that are read; the calibration may be missing."""
 PHOTOGRAPH_SIDE = 1024
 """Side of the generated photograph whose decoding is timed, in pixels."""
 REPEATS = 3
@@ -263,9 +270,7 @@ def _contents(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
                 f"{file} has format {record['format']}, but this version reads format {FORMAT}: "
                 f"update anomaly_clip, or export the detector again"
             )
-        missing = [name for name in KEYS if name not in record]
-        if missing:
-            raise ValueError(f"{missing[0]} is missing")
+        _check_keys(record)
         file = folder / "check" / "expected.npz"
         with np.load(file) as content:
             expected = {name: content[name] for name in ("images", "image_score")}
@@ -278,13 +283,27 @@ def _contents(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return record, expected
 
 
+def _check_keys(record: Mapping[str, Any]) -> None:
+    missing = [name for name in (*KEYS, *PARTS) if name not in record]
+    for part, names in PARTS.items():
+        if not missing and (part, record[part]) != ("calibration", None):
+            missing = [f"{part}.{name}" for name in names if name not in record[part]]
+    if missing:
+        raise ValueError(f"{missing[0]} is missing")
+
+
 def _programs(record: Mapping[str, Any], folder: Path, runtimes: Sequence[str]) -> list[Program]:
     program = record["program"]
-    files = [program, program["external_data"]]
-    size = sum(file["bytes"] for file in files if file is not None)
+    files = [file for file in (program, program["external_data"]) if file is not None]
+    size = sum(file["bytes"] for file in files)
+    damage = None
+    for file in files:
+        path = folder / file["file"]
+        if not path.is_file() or file_record(path)["sha256"] != file["sha256"]:
+            damage = f"{path}: missing, or not the file of the export: export the detector again"
     programs = []
     for name in runtimes:
-        error = None
+        error = damage
         if importlib.util.find_spec(PACKAGE_OF.get(name, name)) is None:
             error = f"the package {name} is not installed: pip install {name}"
         job = {
@@ -300,7 +319,9 @@ def _programs(record: Mapping[str, Any], folder: Path, runtimes: Sequence[str]) 
 
 
 def _description(count: int, root: Path | None) -> str:
-    return f"{count} generated images" if root is None else f"{count} images of {root}"
+    if root is None:
+        return number_of(count, "generated image")
+    return f"{number_of(count, 'image')} of {root}"
 
 
 def _photograph(number: int, side: int) -> NDArray[np.uint8]:
@@ -338,12 +359,21 @@ def _time_of_reading(
         inputs = ImageInputs(source, category)
         bits, _ = inputs.depth(preprocessing.bit_depth)
         dataset = inputs.dataset(side, preprocessing, bits)
+        places = [
+            place
+            for place in evenly_spaced(count, len(dataset))
+            if not isinstance(dataset[place], UnreadableImage)
+        ]
+        if not places:
+            raise UserError(
+                f"--data.root {root}: none of {count} images across it can be read: remove the "
+                f"damaged ones"
+            )
         times = []
-        for _ in range(REPEATS):
-            for place in evenly_spaced(count, len(dataset)):
-                begin = time.perf_counter()
-                dataset[place]
-                times.append(time.perf_counter() - begin)
-        height, width = inputs.size(0)
+        for place in places * REPEATS:
+            begin = time.perf_counter()
+            dataset[place]
+            times.append(time.perf_counter() - begin)
+        height, width = inputs.size(places[0])
     kind = "a generated PNG" if root is None else "such as the first image"
     return ImageTime(statistics.median(times), f"{kind}, {width} x {height} pixels")
