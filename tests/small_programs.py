@@ -86,6 +86,7 @@ def write_detector(target: Path, gain: float = 1.0) -> Path:
             "levels": [{"threshold": float(np.mean(outputs["image_score"]))}],
         },
         "remarks": [],
+        "versions": {"pillow": "12.0.0"},
     }
     (target / "detector.json").write_text(json.dumps(record))
     return target

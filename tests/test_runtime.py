@@ -135,6 +135,7 @@ def write(
         "calibration": None if record is None else calibration(record, bits),
         "parity": {"bounds": {"image_score": 1e-5, "anomaly_map": 1e-5, "score_parts": 1e-5}},
         "remarks": [],
+        "versions": {"pillow": "12.0.0"},
     }
     document |= changes
     (folder / "detector.json").write_text(json.dumps(document))
@@ -564,7 +565,7 @@ def test_the_check_tells_what_differs(folder: Path, tmp_path: Path) -> None:
     assert problem.startswith("anomaly_map differs by")
     np.savez(file, **content)
     photograph(99, 200).save(copied / "check" / "1.png")
-    assert "decoded or resized" in Detector(copied).check()[0]
+    assert "decoded or resized otherwise: use Pillow 12.0.0" in Detector(copied).check()[0]
 
 
 # -- the command line ------------------------------------------------------------------------------

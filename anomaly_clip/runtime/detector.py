@@ -229,12 +229,12 @@ class Detector:
 
     def check(self) -> list[str]:
         """Compare with the images and outputs in ``check/``; return what differs."""
-        folder, problems = self.folder / "check", []
+        folder, problems, versions = self.folder / "check", [], self.record["versions"]
         expected = dict(np.load(folder / "expected.npz"))
         images = [_read(folder / f"{n}.png", self.record["preprocessing"]) for n in range(2)]
         squares: Any = np.stack([np.asarray(make_square(i, *self._shape)) for i in images])
         if not np.array_equal(squares.transpose(0, 3, 1, 2), expected["images"]):
-            problems.append("the images of check/ are decoded or resized to other values")
+            problems.append(f"images decoded or resized otherwise: use Pillow {versions['pillow']}")
         for name, values in self.run(expected["images"]).items():
             target = expected[name]
             scale = np.ptp(target) if name == "anomaly_map" else np.abs(target).max(axis=0)
