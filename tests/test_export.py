@@ -201,7 +201,7 @@ def test_options_of_a_detector_are_refused_where_weights_are_written(
     assert main(["export", path, "--model.backbone.sigma", "3"]) == 2
     assert "backbone sigma: no such setting" in capsys.readouterr().err
     assert main(["export", path, "--format", "onnx"]) == 2
-    assert "Exporting has nothing to export" in capsys.readouterr().err
+    assert "Exporting scores no images, so that there is no program" in capsys.readouterr().err
 
 
 def test_an_exported_detector_is_not_taken_for_a_run(

@@ -303,6 +303,7 @@ def test_export_in_lower_precision(
         assert "24 normal images of" in screen
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*has random weights.*")
 def test_without_labelled_images_the_drift_is_not_measured(
     run_of_padim: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

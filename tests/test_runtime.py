@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -320,11 +321,33 @@ def test_a_reused_array_is_copied(folder: Path) -> None:
         torch.zeros(3, 8, 8),
         Image.new("I;16", (4, 4)),
         Image.new("F", (4, 4)),
+        np.zeros((0, 5, 3), np.uint8),
+        Image.new("RGB", (0, 5)),
+        {"a.png": 1},
     ],
 )
 def test_what_is_no_image_is_refused(wrong: Any, folder: Path) -> None:
     with pytest.raises(ValueError, match=r"give a path, a PIL image of 8 bits, or uint8"):
         Detector(folder).predict(wrong)
+
+
+def test_an_empty_path_is_not_the_working_directory(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photograph(1, 2).save(tmp_path / "a.png")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no path: there is no such file"):
+        Detector(folder).predict("")
+    assert len(Detector(folder).predict(".")) == 1
+
+
+def test_a_folder_has_the_images_that_predict_finds(folder: Path, tmp_path: Path) -> None:
+    names = ["a.jfif", "b.qoi", "c.heic", "sub/d.png", "mask/x.png", "sub/Ground_Truth/x.png"]
+    for name in [*names, ".hidden/x.png", "notes.txt", "raw.dng", "gtx/e.png"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        photograph(1, 2).save(tmp_path / name, "PNG")
+    scored = [Path(str(result.path)).name for result in Detector(folder).predict(tmp_path)]
+    assert scored == ["a.jfif", "b.qoi", "c.heic", "e.png", "d.png"]
 
 
 def test_files_that_cannot_be_read(folder: Path, photographs: Path, tmp_path: Path) -> None:
@@ -613,6 +636,73 @@ def test_exit_codes(
     monkeypatch.setattr(runtime, "_listed", lambda given: signal.raise_signal(signal.SIGINT))
     assert cli(folder, monkeypatch, normal) == 130
     assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
+
+
+def test_fail_on_needs_a_calibration(
+    photographs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    plain = write(tmp_path / "plain", None)
+    assert cli(plain, monkeypatch, photographs / "a.png", "--fail_on=anomalous") == 2
+    assert "--fail_on anomalous: not calibrated: calibrate" in capsys.readouterr().err
+
+
+def test_results_need_a_place_before_images_are_scored(
+    folder: Path,
+    photographs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    wrong = [f"--csv={tmp_path / 'none' / 'a.csv'}", f"--csv={tmp_path}", f"--json={os.devnull}"]
+    wrong += [f"--overlays={photographs}", f"--overlays={photographs / 'overlays'}"]
+    for option in wrong:
+        assert cli(folder, monkeypatch, photographs, option) == 2, option
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert "error: " in captured.err
+    assert not Path(os.devnull).is_file()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_results_are_whole_or_absent(
+    folder: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, link = tmp_path / "a.csv", tmp_path / "link.csv"
+    target.write_text("before")
+    link.symlink_to(target)
+
+    def full(path: Path, text: str, **options: Any) -> None:
+        path.write_bytes(text[:5].encode())
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", full)
+        assert cli(folder, monkeypatch, photographs / "a.png", f"--csv={link}") == 2
+    assert target.read_text() == "before"
+    assert cli(folder, monkeypatch, photographs / "a.png", f"--csv={link}") == 0
+    assert target.read_text().startswith("path,")
+    assert {path.name for path in tmp_path.iterdir()} == {"a.csv", "link.csv"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_names_of_any_kind_stop_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for name in ("a" * 250 + ".png", os.fsdecode(b"\xff.png"), "\u6c49.png"):
+        photograph(20, 250).save(images / name)
+    output = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", output)
+    csv_file = tmp_path / "a.csv"
+    words = [images, f"--csv={csv_file}", f"--overlays={tmp_path / 'overlays'}"]
+    assert cli(folder, monkeypatch, *words) == 0
+    assert rb"\u6c49.png" in output.buffer.getvalue()
+    assert r"\udcff.png" in csv_file.read_text(encoding="utf-8")
+    assert len(list((tmp_path / "overlays").iterdir())) == 3
 
 
 def test_the_file_runs_alone_without_torch(folder: Path, photographs: Path) -> None:

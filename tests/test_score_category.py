@@ -208,7 +208,14 @@ def test_tracing_leaves_no_tensor_of_a_graph_behind(
             assert torch.equal(before, after)
 
 
-@pytest.mark.parametrize("name", ["SDP cosines", "WinCLIP scale 1", "CLIP-ADA none"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "SDP cosines",
+        pytest.param("WinCLIP scale 1", marks=pytest.mark.slow),
+        pytest.param("CLIP-ADA none", marks=pytest.mark.slow),
+    ],
+)
 def test_prompts_encoded_in_a_graph_are_not_kept(make: Build, name: str) -> None:
     method, other = make(name), make(name)
     images = images_of(method, 2)

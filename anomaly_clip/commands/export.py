@@ -100,10 +100,17 @@ def _parser() -> argparse.ArgumentParser:
 # -- weights ---------------------------------------------------------------------------------------
 
 
-def _nothing_to_export(kind: type, source: DetectorSource) -> UserError:
+def _nothing_to_export(kind: Any, source: DetectorSource) -> UserError:
+    name = f"--ckpt_path {source.checkpoint}: {kind.__name__}"
+    if hasattr(kind, "export"):
+        return UserError(
+            f"{name} scores no images, so that there is no program to write: leave --format out, "
+            f"which exports its weights"
+        )
+    why = getattr(kind, "not_exportable", None)
     return UserError(
-        f"--ckpt_path {source.checkpoint}: {kind.__name__} has nothing to export: give a "
-        f"checkpoint of a detector, or of TAB, SDPPlus or Contrastive"
+        f"{name} has nothing to export{'' if why is None else f': it {why}'}: give a checkpoint of "
+        f"a detector, or of TAB, SDPPlus or Contrastive"
     )
 
 

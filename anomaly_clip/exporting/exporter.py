@@ -469,13 +469,12 @@ def _version(name: str) -> str | None:
 
 
 def _readme(record: dict[str, Any]) -> str:
-    runtime_name = "onnxruntime" if record["program"]["format"] == "onnx" else "torch"
-    packages = f"numpy pillow=={version('pillow')} {runtime_name}"
+    package = "onnxruntime" if record["program"]["format"] == "onnx" else "torch"
     return (
         f"{record['method']} detector of {record['category']}: `python detector.py "
         f"IMAGE_OR_FOLDER` scores images.\n"
-        f"It needs Python 3.10 or newer, and `pip install {packages}`; other versions of Pillow "
-        f"may resize differently by one level.\n"
+        f"It needs Python 3.10 or newer, and `pip install numpy pillow {package}`; it was made "
+        f"with Pillow {version('pillow')}, and others may resize differently by one level.\n"
         f"`python detector.py --check` compares this machine with the one of the export; "
         f"`detector.json` describes the rest.\n"
     )

@@ -26,6 +26,7 @@ from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,11 @@ PATH = (str, os.PathLike)
 RUNTIMES = {"onnx": ("onnxruntime", "openvino"), "torch_export": ("torch",)}
 CALIBRATE = "calibrate the run with anomaly_clip calibrate, and export it again"
 EXPORT = "export the detector again, or copy its whole folder again"
+# No decoders that are interpreters, such as EPS's; and Pillow reads only the preview in raw files.
+FORMATS = ["PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "JPEG2000", "QOI", "SGI", "AVIF"]
+RAW = "3fr arw cr2 dng erf iiq kdc mef mos nef nrw orf pef raf rw2 rwl sr2 srf srw"
+SYSTEMS_OR_MASKS = re.compile(r"(^|/)([.@$]|__|(ground_?truth|masks?|gt)/)", re.IGNORECASE)
+SUFFIXES = "png jpg jpeg jfif bmp tif tiff webp ppm pgm pbm gif avif jp2 heic qoi sgi tga dib pcx"
 
 
 @dataclass(eq=False, repr=False)
@@ -171,8 +177,7 @@ class Detector:
         """Return the `Prediction` of an image, or a list of those of several.
 
         An image is a path, a PIL image, or a uint8 array ``(H, W, 3)`` in RGB or ``(H, W)``, grey;
-        several are a list, or a folder. One of several that cannot be read has an ``error``, where
-        a single one raises it. By default, 8 images are scored at once.
+        several are a list or a folder. An unreadable one has an ``error``; a single one raises it.
         """
         listed, is_single = _listed(images)
         results = list(self.stream(listed, alpha, batch_size))
@@ -191,8 +196,7 @@ class Detector:
             results, squares = [], []
             for source in images[start : start + size]:
                 path = os.fspath(source) if isinstance(source, PATH) else None
-                result = Prediction(math.nan, self.category, path, source=source)
-                results.append(result)
+                results.append(result := Prediction(math.nan, self.category, path, source=source))
                 try:
                     image, result.how = _read(source, self.preprocessing), self.preprocessing
                     squares.append(np.asarray(make_square(image, *self._shape)).transpose(2, 0, 1))
@@ -272,10 +276,7 @@ def _session(call: Any) -> Any:
 
 
 def make_square(image: Image.Image, size: int, rule: str, before: Any, filter: str) -> Image.Image:
-    """Resize an image to ``size`` x ``size`` pixels, with antialiasing.
-
-    Before a crop, rule square_crop resizes both sides to ``before``, shorter_crop the shorter one.
-    """
+    """Resize to a square; before a crop, square_crop makes both sides ``before``, others one."""
     width, height = _sides(image.width, image.height, size, rule, before)
     image = image.resize((width, height), Image.Resampling[filter.upper()])
     left, top = round((width - size) / 2), round((height - size) / 2)
@@ -307,14 +308,6 @@ def _full_map(values: Any, size: tuple[int, int], how: Mapping[str, Any]) -> NDA
     return full
 
 
-# Formats whose decoders are interpreters, such as EPS, are left out. Camera raw files begin like
-# TIFF, but contain only a small preview that Pillow could read. The last three have no signature.
-FORMATS = ["PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "JPEG2000", "QOI", "SGI", "AVIF"]
-RAW = "3fr arw cr2 dng erf iiq kdc mef mos nef nrw orf pef raf rw2 rwl sr2 srf srw"
-PASSED_OVER = re.compile(r"(^|[/\\])([.@$]|__|ground_truth[/\\])")  # folders of systems, masks
-SUFFIXES = "png jpg jpeg bmp tif tiff webp ppm pgm gif avif jp2 tga dib pcx"
-
-
 def _read(source: Any, how: Mapping[str, Any]) -> Image.Image:
     if isinstance(source, PATH):
         path, limits = Path(source).expanduser(), (how["bit_depth"], how["max_pixels"])
@@ -327,10 +320,7 @@ def _read(source: Any, how: Mapping[str, Any]) -> Image.Image:
 
 
 def read_image(path: Path, bit_depth: Any, max_pixels: int, is_deep: Any = None) -> Image.Image:
-    """Decode an image of any common format to RGB, the right way up, without transparency.
-
-    Values of 16 bits are scaled: the highest of ``bit_depth`` bits becomes 255.
-    """
+    """Decode a file to RGB, upright, opaque; the highest value of ``bit_depth`` becomes 255."""
     suffix, way_out = path.suffix.lower()[1:], "replace it, or save it as PNG or JPEG"
     try:
         if not path.is_file() or suffix in RAW.split():  # opening a named pipe would wait for ever
@@ -420,21 +410,22 @@ def _drawn(pixels: Any, values: NDArray[np.float32], threshold: float | None) ->
 
 def _listed(images: Any) -> tuple[list[Any], bool]:  # a list, and whether there is only one
     kinds = (*PATH, Image.Image, np.ndarray)
-    is_single = isinstance(images, kinds) or not hasattr(images, "__iter__")
-    if isinstance(images, PATH) and (path := Path(images).expanduser()).is_dir():
+    is_single = isinstance(images, (*kinds, bytes, dict)) or not hasattr(images, "__iter__")
+    if isinstance(images, PATH) and (path := Path(images).expanduser()).is_dir() and images != "":
         inner = [each for each in path.rglob("*.*") if each.suffix.lower()[1:] in SUFFIXES.split()]
-        inner = [each for each in inner if not PASSED_OVER.search(str(each.relative_to(path)))]
+        inner = [p for p in inner if not SYSTEMS_OR_MASKS.search(p.relative_to(path).as_posix())]
         if not inner:
             raise ValueError(f"{path}: there is no image in this folder: correct the path")
         return sorted(inner), False
-    if isinstance(images, PATH) and not path.exists():
-        raise FileNotFoundError(f"{path}: there is no such file: correct the path")
+    if isinstance(images, PATH) and (images == "" or not path.exists()):
+        raise FileNotFoundError(f"{images or 'no path'}: there is no such file: correct the path")
     listed = [images] if is_single else list(images)
     for place, image in enumerate(listed):
-        shape, kind = getattr(image, "shape", (1, 1)), getattr(image, "dtype", np.uint8)
+        shape = getattr(image, "shape", getattr(image, "size", (1, 1)))
+        kind, mode = getattr(image, "dtype", np.uint8), getattr(image, "mode", "")
         is_array = kind == np.uint8 and len(shape) in (2, 3) and shape[2:] in ((), (3,))
-        if not isinstance(image, kinds) or not is_array or getattr(image, "mode", "L")[0] in "IF":
-            what = f"{type(image).__name__} {getattr(image, 'shape', '')}"
+        if not isinstance(image, kinds) or not is_array or mode[:1] in list("IF") or 0 in shape:
+            what = f"{type(image).__name__} {mode or getattr(image, 'dtype', '')} {shape}"
             raise ValueError(f"{what}: give a path, a PIL image of 8 bits, or uint8 (H, W, 3)")
         listed[place] = image.copy() if isinstance(image, np.ndarray) else image  # from a camera
     return listed, is_single
@@ -459,12 +450,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="compare with the export's outputs")
     parser.add_argument("--fail_on", choices=["anomalous"], help="exit with 3 if an image is")
     options = parser.parse_args(arguments)
+    getattr(sys.stdout, "reconfigure", dict)(errors="backslashreplace")  # of any encoding
     try:
         chosen = {n: getattr(options, n) for n in ("alpha", "runtime", "threads", "bit_depth")}
         detector = Detector(Path(__file__).parent, **chosen)
         images = [image for given in options.images for image in _listed(given)[0]]
         if not images and not options.check:
             raise ValueError("no image was given: name images or folders")
+        if options.fail_on and not detector.is_calibrated:  # it would never fail
+            raise ValueError(f"--fail_on {options.fail_on}: {detector.guarantee()}")
+        for file in filter(None, (options.csv, options.json)):  # before images are scored
+            if not file.parent.is_dir() or (file.exists() and not file.is_file()):
+                raise ValueError(f"{file}: name a file in a folder that exists")
+        drawn = options.overlays and options.overlays.resolve()
+        if drawn and any(drawn.is_relative_to(Path(given).resolve()) for given in options.images):
+            raise ValueError(f"{drawn}: overlays would be scored later: name a folder elsewhere")
         problems = detector.check() if options.check else []
         notes = [f"check: {each}" for each in problems or ["as at the export"] * options.check]
         notes += [*detector.record["remarks"], detector.guarantee()]
@@ -475,24 +475,24 @@ def main(arguments: list[str] | None = None) -> int:
             rows.append([v if (v := getattr(result, c)) == v else None for c in columns])  # no NaN
             if options.overlays and result.error is None and result.decision != "normal":
                 options.overlays.mkdir(parents=True, exist_ok=True)
-                name = f"{len(rows):05}_{Path(str(result.path)).stem}.png"
+                name = f"{len(rows):05}_{Path(str(result.path)).stem[:50]}.png"
                 result.overlay().save(options.overlays / name)
         table, content = io.StringIO(), [dict(zip(columns, row, strict=True)) for row in rows]
         csv.writer(table, lineterminator="\n").writerows([columns, *rows])
         texts = {options.csv: table.getvalue(), options.json: json.dumps(content, indent=1)}
         for file in filter(None, texts):
-            temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-            temporary.write_text(texts[file], encoding="utf-8")
-            temporary.replace(file)
-        if problems or any(row[-1] for row in rows):
-            return 1
-        return 3 if options.fail_on and any(row[1] == options.fail_on for row in rows) else 0
-    except (OSError, ValueError) as error:
-        print(f"error: {_printable(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+            temporary = file.resolve().with_name(f".{file.name}.{os.getpid()}.tmp")
+            try:
+                temporary.write_text(texts[file], encoding="utf-8", errors="backslashreplace")
+                temporary.replace(file.resolve())
+            finally:
+                temporary.unlink(missing_ok=True)
+        is_alarm = options.fail_on and any(row[1] == options.fail_on for row in rows)
+        return 1 if problems or any(row[-1] for row in rows) else 3 if is_alarm else 0
+    except (OSError, ValueError, BadZipFile, KeyboardInterrupt) as error:
+        is_stop = isinstance(error, KeyboardInterrupt)
+        print("interrupted" if is_stop else f"error: {_printable(error)}", file=sys.stderr)
+        return 130 if is_stop else 2
 
 
 if __name__ == "__main__":
