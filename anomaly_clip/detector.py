@@ -338,7 +338,8 @@ class Detector:
         if name is None and self.method.uses_category_names:
             raise ValueError(
                 f"{type(self.method).__name__} inserts the name of the object in the images into "
-                f'its prompts: name it, such as category="laser-cut plank"'
+                f'its prompts: name it, such as category="laser-cut plank", or --data.category on '
+                "the command line"
             )
         if self.method.reference_paths and name not in self.method.reference_paths:
             raise ValueError(

@@ -42,6 +42,7 @@ from anomaly_clip.records import Batch
 __all__ = [
     "CATEGORY",
     "LoadedMethod",
+    "changed_backbone",
     "check_category",
     "find_device",
     "load_method",
@@ -205,11 +206,7 @@ def _of_checkpoint(path: Path, backbone: Mapping[str, Any] | None) -> LoadedMeth
         )
     content = read_checkpoint(path)
     settings = Preprocessing.of_checkpoint(content, path)
-    changed: dict[str, Any] = {}
-    if backbone is not None:
-        _check_names(backbone, content)
-        saved = content.get("hyper_parameters", {}).get("backbone")
-        changed["backbone"] = {**(saved if isinstance(saved, Mapping) else {}), **backbone}
+    changed = changed_backbone(content, backbone)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_seed_of(path))  # of a backbone with random weights
@@ -222,7 +219,7 @@ def _of_checkpoint(path: Path, backbone: Mapping[str, Any] | None) -> LoadedMeth
         option = _weights_option(content) if moved is None else moved[1]
         raise UserError(
             f"{message}; if this file of the backbone has moved, name it with "
-            f'backbone={{"{option}": FILE}}'
+            f'backbone={{"{option}": FILE}}, or --model.backbone.{option} FILE'
         ) from None
     except (*DAMAGE, ArgumentError) as error:
         if not kind.__module__.startswith("anomaly_clip."):
@@ -237,6 +234,25 @@ def _of_checkpoint(path: Path, backbone: Mapping[str, Any] | None) -> LoadedMeth
         method.fitted_category = content.get("fitted_category")
     category, is_named = _category_of(method, settings)
     return LoadedMethod(method, settings, category, is_named, BATCH_SIZE, None, str(path))
+
+
+def changed_backbone(
+    content: Mapping[str, Any], backbone: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return the argument ``backbone`` of a checkpoint's class, with some settings replaced.
+
+    Args:
+        content: The checkpoint.
+        backbone: Settings that replace those of the checkpoint; None: nothing is returned.
+
+    Raises:
+        UserError: If there is no such setting.
+    """
+    if backbone is None:
+        return {}
+    _check_names(backbone, content)
+    saved = content.get("hyper_parameters", {}).get("backbone")
+    return {"backbone": {**(saved if isinstance(saved, Mapping) else {}), **backbone}}
 
 
 def _seed_of(path: Path) -> int:

@@ -195,6 +195,11 @@ def test_options_of_a_detector_are_refused_where_weights_are_written(
     assert "without --format Exporting writes its weights" in capsys.readouterr().err
     assert main(["export", path, "--model.sigma", "3"]) == 2
     assert "--model.sigma: a checkpoint keeps the settings of its fit" in capsys.readouterr().err
+    for option in (["--references", "."], ["--data.category", "plank"], ["--images", "0"]):
+        assert main(["export", path, *option]) == 2
+        assert f"{option[0]} is for the export of a detector" in capsys.readouterr().err
+    assert main(["export", path, "--model.backbone.sigma", "3"]) == 2
+    assert "backbone sigma: no such setting" in capsys.readouterr().err
     assert main(["export", path, "--format", "onnx"]) == 2
     assert "Exporting scores no images, so that there is no program" in capsys.readouterr().err
 

@@ -71,19 +71,23 @@ class DetectorSource:
     images: Path | None = None
     options: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def backbone(self) -> dict[str, Any] | None:
+        """Settings that replace those of a checkpoint's backbone; None without any."""
+        if self.checkpoint is None or not self.options:
+            return None
+        return {name.removeprefix(BACKBONE): value for name, value in self.options.items()}
+
     def load(self) -> LoadedDetector:
         """Load the detector on the CPU, and its method in float32.
 
         Raises:
             UserError: If it cannot be loaded.
         """
-        backbone: dict[str, Any] | None = None
-        options: dict[str, Any] = dict(self.options)
-        if self.checkpoint is not None:
-            backbone = {k.removeprefix(BACKBONE): options.pop(k) for k in [*options]} or None
+        options: dict[str, Any] = dict(self.options) if self.checkpoint is None else {}
         source = str(self.checkpoint or self.name)
         load = partial(
-            load_method, source, self.category, "cpu", backbone, self.references, options
+            load_method, source, self.category, "cpu", self.backbone, self.references, options
         )
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentError
 
-from anomaly_clip.commands.checkpoint_content import DAMAGE
+from anomaly_clip.commands.checkpoint_content import DAMAGE, read_checkpoint
 from anomaly_clip.commands.checkpoint_option import config_of_fit
 from anomaly_clip.commands.detector_options import (
     DetectorSource,
@@ -29,6 +29,7 @@ from anomaly_clip.exporting.exporter import Exported, ExportSettings, export_det
 from anomaly_clip.exporting.folder import RUNTIME
 from anomaly_clip.exporting.precision import FLOAT32, PRECISIONS
 from anomaly_clip.exporting.programs import FORMATS
+from anomaly_clip.loading import changed_backbone
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.methods.evaluated import Exporter
 from anomaly_clip.progress import say
@@ -37,6 +38,8 @@ __all__ = ["run_export"]
 
 FOLDER = Path("detector")
 """Default folder of an exported detector."""
+NUM_IMAGES = ExportSettings.num_images
+"""Default number of images of the comparison."""
 
 
 def run_export(words: Sequence[str]) -> int:
@@ -52,10 +55,10 @@ def run_export(words: Sequence[str]) -> int:
     quieten()
     with user_errors():
         source = detector_source(options, settings)
-        kind = None if source.checkpoint is None else _class_of(source.checkpoint)
+        kind = None if source.checkpoint is None else class_of_checkpoint(source.checkpoint)
         if options.format is None and kind is not None and hasattr(kind, "export"):
             _check_no_detector_options(options, source, kind)
-            return _export_weights(kind, source.checkpoint, options)
+            return _export_weights(kind, source, options)
         if kind is not None and not issubclass(kind, AnomalyMethod):
             raise _nothing_to_export(kind, source)
         return _export_detector(source, options)
@@ -85,9 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=PRECISIONS,
         help="precision of the frozen backbone; default: float32",
     )
-    parser.add_argument(
-        "--images", type=int, default=8, help="number of images of the comparison; default: 8"
-    )
+    parser.add_argument("--images", type=int, help="number of images of the comparison; default: 8")
     parser.add_argument(
         "--include_images",
         action="store_true",
@@ -97,10 +98,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 # -- weights ---------------------------------------------------------------------------------------
-
-
-def _class_of(checkpoint: Path) -> type:
-    return class_of_checkpoint(checkpoint)
 
 
 def _nothing_to_export(kind: Any, source: DetectorSource) -> UserError:
@@ -131,21 +128,26 @@ def _check_no_detector_options(
         "--include_images": options.include_images,
         "--data.root": source.images,
         "--calibration.file": source.calibration,
+        "--data.category": source.category,
+        "--references": source.references,
+        "--images": options.images,
     }
     for name, value in given.items():
-        if value:
+        if value is not None and value is not False:
             raise UserError(
                 f"{name} is for the export of a detector, but without --format {kind.__name__} "
                 f"writes its weights: add --format onnx, or leave {name} out"
             )
 
 
-def _export_weights(kind: Any, checkpoint: Path | None, options: argparse.Namespace) -> int:
+def _export_weights(kind: Any, source: DetectorSource, options: argparse.Namespace) -> int:
+    checkpoint = source.checkpoint
     assert checkpoint is not None
+    changed = changed_backbone(read_checkpoint(checkpoint), source.backbone)
     with torch.random.fork_rng(devices=[]):
         _seed_like_the_fit(checkpoint)
         try:
-            method: Any = kind.load_from_checkpoint(checkpoint, map_location="cpu")
+            method: Any = kind.load_from_checkpoint(checkpoint, map_location="cpu", **changed)
         except (*DAMAGE, ArgumentError) as error:
             if not kind.__module__.startswith("anomaly_clip."):
                 raise
@@ -183,7 +185,7 @@ def _export_detector(source: DetectorSource, options: argparse.Namespace) -> int
     settings = ExportSettings(
         options.format or FORMATS[0],
         options.opset,
-        options.images,
+        NUM_IMAGES if options.images is None else options.images,
         source.images,
         options.include_images,
         options.overwrite,
@@ -202,9 +204,10 @@ def _lines(exported: Exported, settings: ExportSettings) -> list[str]:
     parity, program = exported.record["parity"], exported.record["program"]
     where = "generated images" if settings.images is None else f"images of {settings.images}"
     sizes = ", ".join(map(str, parity["batches"]))
+    titles = {"torch": "torch.export"}
     lines = [
-        f"{program['file']} in {name} and torch, {parity['images']} {where}, batches of {sizes}: "
-        f"{difference.describe(parity['images'])}"
+        f"{program['file']} in {titles.get(name, name)} and torch, {parity['images']} {where}, "
+        f"batches of {sizes}: {difference.describe(parity['images'])}"
         for name, difference in exported.differences.items()
     ]
     if exported.drift is not None:

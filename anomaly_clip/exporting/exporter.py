@@ -41,6 +41,7 @@ from anomaly_clip.exporting.parity import (
     batches_of,
     check_difference,
     compare,
+    constant_outputs,
     eager_run,
     outputs_of,
     tolerance_of,
@@ -181,6 +182,11 @@ def export_detector(
             file = write_program(program, settings.format, temporary, settings.opset)
             del program
         exported = Exported(folder, {}, remarks=_remarks(detector, method, settings))
+        exported.remarks += [
+            f"{name} is the same for all images of the comparison, which proves little: give "
+            f"--data.root, a folder with other images"
+            for name in constant_outputs(expected)
+        ]
         exported.remarks += _lower(detector, graph, settings, file)
         record, threshold = _calibration_of(detector)
         runs = {}

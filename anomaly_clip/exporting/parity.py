@@ -24,6 +24,7 @@ __all__ = [
     "batches_of",
     "check_difference",
     "compare",
+    "constant_outputs",
     "decision_scores",
     "eager_run",
     "outputs_of",
@@ -168,6 +169,18 @@ def _difference(name: str, expected: NDArray[np.float32], actual: NDArray[np.flo
     difference = np.abs(wide - other)
     shares = np.divide(difference, scale, out=np.zeros_like(wide), where=difference > 0)
     return float(shares.max())
+
+
+def constant_outputs(outputs: Arrays) -> list[str]:
+    """Return the names of outputs that are the same for all images, which a comparison needs.
+
+    Example:
+        >>> import numpy as np
+        >>> from anomaly_clip.exporting.parity import constant_outputs
+        >>> constant_outputs({"image_score": np.ones(2), "anomaly_map": np.eye(2)})
+        ['image_score']
+    """
+    return [name for name, values in outputs.items() if not np.ptp(values, axis=0).any()]
 
 
 def check_difference(
