@@ -26,6 +26,7 @@ __all__ = [
     "FORMATS",
     "OLDEST_TORCH",
     "OPSETS",
+    "PROTOBUF_LIMIT",
     "check_packages",
     "file_record",
     "write_program",
