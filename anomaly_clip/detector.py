@@ -310,7 +310,7 @@ class Detector:
         with in_python(), self._lock:
             settings = ExportSettings(format, images=source, overwrite=overwrite)
             exported = export_detector(self, Path(os.fsdecode(folder)).expanduser(), settings)
-        for remark in exported.remarks:
+        for remark in [*exported.remarks, *exported.failures.values()]:
             warnings.warn(remark, stacklevel=2)
         return exported.folder
 

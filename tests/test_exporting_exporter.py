@@ -5,6 +5,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -126,6 +127,46 @@ def test_nothing_is_left_if_a_program_differs_from_torch(
     settings = ExportSettings("torch_export")
     with pytest.raises(UserError, match=r"detector\.pt2 in torch differs from torch: anomaly_map"):
         export_detector(detector, tmp_path / "detector", settings)
+    assert list(tmp_path.iterdir()) == []
+
+
+def fail_to_open(monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+    """Let a runtime fail to open any program."""
+
+    def opened(file: Path, name: str, *others: Any) -> Any:
+        if name == failing:
+            raise ValueError(f"{file}: {name} cannot open it (a fault)")
+        return SimpleNamespace(run=lambda images: exporter_outputs)
+
+    exporter_outputs: dict[str, Any] = {}
+    monkeypatch.setattr(runtime, "open_session", opened)
+    monkeypatch.setattr(exporter, "compare", lambda *_: Difference(0.0, 0.0, flips=0))
+    monkeypatch.setattr(exporter, "write_program", written_program)
+    monkeypatch.setattr(exporter, "trace", lambda graph: None)
+    monkeypatch.setattr(exporter, "runtimes_of", lambda kind: ["onnxruntime", "openvino"])
+
+
+def written_program(program: object, kind: str, folder: Path, *others: Any) -> Path:
+    (folder / "detector.onnx").write_text("a program")
+    return folder / "detector.onnx"
+
+
+def test_a_second_runtime_that_fails_is_told(
+    detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_to_open(monkeypatch, "openvino")
+    exported = export_detector(detector, tmp_path / "detector")
+    assert exported.failures == {"openvino": "openvino cannot open it (a fault)"}
+    assert exported.record["parity"]["failures"] == exported.failures
+    assert [*exported.record["parity"]["programs"]] == ["onnxruntime"]
+
+
+def test_a_first_runtime_that_fails_is_refused(
+    detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_to_open(monkeypatch, "onnxruntime")
+    with pytest.raises(UserError, match=r"^detector\.onnx: onnxruntime cannot open it \(a fault"):
+        export_detector(detector, tmp_path / "detector")
     assert list(tmp_path.iterdir()) == []
 
 

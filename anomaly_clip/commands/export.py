@@ -212,6 +212,7 @@ def _lines(exported: Exported, settings: ExportSettings) -> list[str]:
     ]
     if exported.drift is not None:
         lines += exported.drift.lines(program["file"])
+    lines += [f"{program['file']}: {cause}" for cause in exported.failures.values()]
     lines += exported.remarks
     return [*lines, f"{exported.folder}: {program['bytes'] / 1e6:.1f} MB; {_next_step(exported)}"]
 

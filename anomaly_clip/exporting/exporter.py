@@ -24,7 +24,7 @@ from anomaly_clip import __version__
 from anomaly_clip.decisions.calibration import CategoryCalibration
 from anomaly_clip.decisions.sentences import guarantee
 from anomaly_clip.detector import Detector
-from anomaly_clip.errors import UserError, check_at_least, check_choice
+from anomaly_clip.errors import UserError, check_at_least, check_choice, shortened
 from anomaly_clip.exporting.folder import RECORD, RUNTIME, atomic_folder, check_folder
 from anomaly_clip.exporting.graph import INPUT, DetectorGraph, trace
 from anomaly_clip.exporting.labelled import (
@@ -82,6 +82,7 @@ FINITE = dict.fromkeys(BOUNDS, sys.float_info.max)
 LOOSENED = 4
 """Differences of lower precision on other machines, as a multiple of those of the export. Our
 choice: processors round 8-bit products in different ways."""
+MAX_REASON = 300
 NUM_CHECKED = 2
 """Images in ``check/``."""
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino", "numpy", "pillow")
@@ -136,6 +137,7 @@ class Exported:
         record: Content of ``detector.json``.
         differences: Differences from torch by runtime.
         remarks: Messages on what a user has to know of it.
+        failures: Messages of runtimes besides the first that cannot run the program.
         drift: Its metrics and those of torch, if there were labelled images.
     """
 
@@ -143,6 +145,7 @@ class Exported:
     record: dict[str, Any]
     differences: dict[str, Difference] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
     drift: Drift | None = None
 
 
@@ -191,7 +194,15 @@ def export_detector(
         record, threshold = _calibration_of(detector)
         runs = {}
         for name in track(runtimes_of(settings.format), "comparing the program with torch"):
-            runs[name] = run = runtime.open_session(file, name, None, settings.precision).run
+            try:
+                run = runtime.open_session(file, name, None, settings.precision).run
+            except ValueError as error:
+                cause = shortened(str(error).removeprefix(f"{file}: "), MAX_REASON)
+                if not runs:  # the runtime that everybody has
+                    raise UserError(f"{file.name}: {cause}, so that nothing was written") from None
+                exported.failures[name] = cause
+                continue
+            runs[name] = run
             sizes = batches_of(len(images.square))
             exported.differences[name] = difference = compare(
                 expected, run, images.square, sizes, record, threshold
@@ -403,6 +414,7 @@ def _record(
                 name: {**difference.as_dict(), "version": _version(name)}
                 for name, difference in exported.differences.items()
             },
+            "failures": exported.failures,
             "drift": None if exported.drift is None else exported.drift.as_dict(),
         },
         "weights": dict(graph.method.weights),

@@ -247,6 +247,8 @@ class CLIPADA(CLIPMethod):
         """Return dot products of features ``(..., D)`` and a direction, divided by temperature."""
         tau = self.log_tau.exp().clamp(LEAST_TAU, MOST_TAU)
         with self.backbone.out_of_autocast():
+            if torch.compiler.is_compiling():  # OpenVINO cannot scale a product with a vector
+                return (features.float() @ (direction.float() / tau)[:, None]).squeeze(-1)
             return features.float() @ direction.float() / tau
 
     def fused(self, encoded: PatchLogits) -> Tensor:
