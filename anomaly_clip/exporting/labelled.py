@@ -21,7 +21,7 @@ from anomaly_clip.decisions.calibration import CategoryCalibration
 from anomaly_clip.decisions.conformal import binomial_interval
 from anomaly_clip.detector import Detector
 from anomaly_clip.errors import UserError
-from anomaly_clip.exporting.parity import Arrays, Run, decision_scores, tolerance_of
+from anomaly_clip.exporting.parity import Arrays, Run, num_flips
 from anomaly_clip.exporting.parity_images import generated_images
 from anomaly_clip.image_inputs import ImageInputs
 from anomaly_clip.images import ReadRule, evenly_spaced
@@ -306,9 +306,7 @@ def measure_drift(
             outputs = run(pixels)
             _update(evaluators[name], outputs, batch)
             if record is not None:
-                reference = decision_scores(expected, record) > threshold
-                other = decision_scores(outputs, record) - tolerance_of(record) > threshold
-                flips[name] += int((reference != other).sum())
+                flips[name] += num_flips(expected, outputs, record, threshold)
     if not 0 < anomalous < count:
         raise UserError(
             f"--data.root {images.folder}: of the images that can be read, {anomalous} of {count} "

@@ -27,6 +27,7 @@ __all__ = [
     "constant_outputs",
     "decision_scores",
     "eager_run",
+    "num_flips",
     "outputs_of",
     "tolerance_of",
 ]
@@ -125,6 +126,15 @@ def tolerance_of(record: CategoryCalibration) -> float:
     return ROUNDING * max(map(abs, record.scores))
 
 
+def num_flips(
+    expected: Arrays, outputs: Arrays, record: CategoryCalibration, threshold: float
+) -> int:
+    """Return the number of images that a program decides otherwise than torch."""
+    is_anomalous = decision_scores(expected, record) > threshold
+    is_called = decision_scores(outputs, record) - tolerance_of(record) > threshold
+    return int((is_anomalous != is_called).sum())
+
+
 def compare(
     expected: Arrays,
     run: Run,
@@ -152,9 +162,7 @@ def compare(
                 difference = _difference(name, expected[name], outputs[name])
                 largest[name] = max(largest.get(name, 0.0), difference)
         if record is not None:
-            is_anomalous = decision_scores(expected, record) > threshold
-            is_called = decision_scores(outputs, record) - tolerance_of(record) > threshold
-            flips = max(flips or 0, int((is_anomalous != is_called).sum()))
+            flips = max(flips or 0, num_flips(expected, outputs, record, threshold))
     return Difference(**largest, flips=flips)
 
 

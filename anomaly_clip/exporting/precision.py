@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from anomaly_clip.errors import UserError, check_choice
+from anomaly_clip.exporting.programs import PROTOBUF_LIMIT
 from anomaly_clip.files import write_bytes
 from anomaly_clip.progress import number_of
 
@@ -52,7 +53,6 @@ COLOURS = 3
 PRODUCTS = ("Conv", "MatMul", "Gemm")
 AT_ONCE = 2
 """Images of a calibration that are run at once: all inner values of the program are kept."""
-PROTOBUF_LIMIT = 1_900_000_000
 
 
 def check_precision(precision: str, kind: str) -> None:

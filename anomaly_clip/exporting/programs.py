@@ -24,6 +24,7 @@ __all__ = [
     "FILES",
     "FORMATS",
     "OPSETS",
+    "PROTOBUF_LIMIT",
     "check_packages",
     "file_record",
     "write_program",
