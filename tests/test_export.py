@@ -19,6 +19,7 @@ from anomaly_clip.detector import Detector
 from anomaly_clip.errors import UserError
 from anomaly_clip.exporting.exporter import Exported, ExportSettings
 from anomaly_clip.exporting.parity import Difference
+from anomaly_clip.exporting.programs import OLDEST_TORCH
 from anomaly_clip.methods.base import AnomalyMethod
 
 
@@ -217,6 +218,7 @@ def test_an_exported_detector_is_not_taken_for_a_run(
 def test_a_run_is_exported_by_the_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    pytest.importorskip("torch", minversion=OLDEST_TORCH)
     write_photographs(tmp_path / "parts" / "good", 24, seed=0)
     words = ["fit", *PADIM, f"--data.root={tmp_path / 'parts'}", "--calibrate=true"]
     assert main([*words, f"--output.folder={tmp_path / 'run'}"]) == 0

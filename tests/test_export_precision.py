@@ -16,10 +16,12 @@ import anomaly_clip.exporting.precision as precision
 from anomaly_clip.cli import main
 from anomaly_clip.errors import UserError
 from anomaly_clip.exporting.precision import check_precision, lower_program, lowered_backbone
+from anomaly_clip.exporting.programs import OLDEST_TORCH
 from anomaly_clip.runtime.detector import open_session
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
+pytest.importorskip("torch", minversion=OLDEST_TORCH)
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 SIDE, WIDTH = 16, 24

@@ -21,9 +21,11 @@ from anomaly_clip.detector import Detector, load
 from anomaly_clip.errors import UserError
 from anomaly_clip.exporting.exporter import Exported, ExportSettings, export_detector, runtimes_of
 from anomaly_clip.exporting.parity import Difference
+from anomaly_clip.exporting.programs import OLDEST_TORCH
 from anomaly_clip.records import Scores
 
 pytest.importorskip("onnxruntime")
+pytest.importorskip("torch", minversion=OLDEST_TORCH)
 pytestmark = pytest.mark.filterwarnings("ignore:.*has random weights.*")
 
 
@@ -174,6 +176,14 @@ def test_a_detector_of_another_precision_is_exported_by_the_command_line(
 def test_mistakes_in_settings(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(ExportSettings(), **changes)
+
+
+def test_an_older_torch_is_named(
+    detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "__version__", "2.6.0+cpu")
+    with pytest.raises(UserError, match=r"needs torch 2\.7 or newer, but this is 2\.6\.0\+cpu"):
+        export_detector(detector, tmp_path / "detector")
 
 
 def test_a_missing_package_is_named(

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 import torch
 import torch.nn.functional as F
@@ -135,6 +136,7 @@ def write(
         "calibration": None if record is None else calibration(record, bits),
         "parity": {"bounds": {"image_score": 1e-5, "anomaly_map": 1e-5, "score_parts": 1e-5}},
         "remarks": [],
+        "versions": {"pillow": PIL.__version__},
     }
     document |= changes
     (folder / "detector.json").write_text(json.dumps(document))
@@ -166,6 +168,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write(tmp_path_factory.mktemp("exported") / "part")
     write_check(folder)
     return folder
+
+
+def test_another_version_of_pillow_is_told(tmp_path: Path, folder: Path) -> None:
+    assert Detector(folder).remarks == []
+    same, _, _ = PIL.__version__.partition(".")
+    assert Detector(write(tmp_path / "same", versions={"pillow": f"{same}.99"})).remarks == []
+    old = write(tmp_path / "old", versions={"pillow": "1.2.3"})
+    message = rf"Pillow {PIL.__version__}, not 1\.2\.3 as at the export: see --check"
+    with pytest.warns(UserWarning, match=message):
+        Detector(old)
 
 
 @pytest.fixture(scope="module")
@@ -564,7 +576,9 @@ def test_the_check_tells_what_differs(folder: Path, tmp_path: Path) -> None:
     assert problem.startswith("anomaly_map differs by")
     np.savez(file, **content)
     photograph(99, 200).save(copied / "check" / "1.png")
-    assert "decoded or resized" in Detector(copied).check()[0]
+    assert (
+        f"decoded or resized otherwise: use Pillow {PIL.__version__}" in Detector(copied).check()[0]
+    )
 
 
 # -- the command line ------------------------------------------------------------------------------

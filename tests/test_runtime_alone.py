@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from anomaly_clip.cli import main
+from anomaly_clip.exporting.programs import OLDEST_TORCH
 
 pytest.importorskip("onnxruntime")
+pytest.importorskip("torch", minversion=OLDEST_TORCH)
 pytest.importorskip("onnxscript")
 pytestmark = pytest.mark.slow
 

@@ -473,8 +473,8 @@ def _readme(record: dict[str, Any]) -> str:
     return (
         f"{record['method']} detector of {record['category']}: `python detector.py "
         f"IMAGE_OR_FOLDER` scores images.\n"
-        f"It needs Python 3.10 or newer, and `pip install numpy pillow {package}`; it was made "
-        f"with Pillow {version('pillow')}, and others may resize differently by one level.\n"
+        f"It needs `pip install numpy pillow=={version('pillow')} {package}`, in a Python that "
+        f"this Pillow supports; others may resize otherwise by one level, which changes scores.\n"
         f"`python detector.py --check` compares this machine with the one of the export; "
         f"`detector.json` describes the rest.\n"
     )

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch.export import ExportedProgram
+from torch.torch_version import TorchVersion as Version
 
 from anomaly_clip.errors import UserError, reason, shortened
 from anomaly_clip.exporting.graph import INPUT, OUTPUTS
@@ -23,6 +24,7 @@ __all__ = [
     "DEFAULT_OPSET",
     "FILES",
     "FORMATS",
+    "OLDEST_TORCH",
     "OPSETS",
     "PROTOBUF_LIMIT",
     "check_packages",
@@ -38,6 +40,8 @@ DEFAULT_OPSET = 18
 OPSETS = range(18, 24)
 """Versions that can be asked for."""
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+OLDEST_TORCH = "2.7"
+"""First version of torch whose traced graphs of these methods can be written as ONNX."""
 MAX_REASON = 300
 PROTOBUF_LIMIT = 1_900_000_000
 """Bytes of weights above which they get a file of their own; protobuf ends at 2 GiB."""
@@ -47,8 +51,13 @@ def check_packages() -> None:
     """Check that the packages that write and run ONNX are installed.
 
     Raises:
-        UserError: If one is missing.
+        UserError: If one is missing, or torch is too old.
     """
+    if Version(torch.__version__) < Version(OLDEST_TORCH):
+        raise UserError(
+            f"--format onnx needs torch {OLDEST_TORCH} or newer, but this is {torch.__version__}: "
+            f"update torch, or choose --format torch_export"
+        )
     for name in PACKAGES:
         try:
             importlib.import_module(name)

@@ -30,7 +30,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError, __version__
 
 __all__ = ["Detector", "Prediction", "make_square", "open_session", "read_image", "seen_part"]
 
@@ -134,7 +134,10 @@ class Detector:
             runtimes, self.image_size = RUNTIMES[program["format"]], int(how["image_size"])
         except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{file}: damaged ({error!r}): {EXPORT}") from None
-        self.is_calibrated = bool(self.calibration)
+        self.is_calibrated, self.remarks = bool(self.calibration), [*record["remarks"]]
+        pillow = record.get("versions", {}).get("pillow", __version__)
+        if pillow.split(".")[0] != __version__.split(".")[0]:  # it may resize differently
+            self.remarks.append(f"Pillow {__version__}, not {pillow} as at the export: see --check")
         self._level(alpha)
         stored = how["bit_depth"] or calibrated
         if bit_depth not in (None, *([stored] if stored else range(8, 17))):
@@ -151,7 +154,7 @@ class Detector:
             if hashlib.sha256(content).hexdigest() != part["sha256"]:
                 raise ValueError(f"{file}: missing, or not the file of the export: {EXPORT}")
         self._run = open_session(file, self.runtime, threads, program["precision"]).run
-        for remark in record["remarks"]:
+        for remark in self.remarks:
             warnings.warn(remark, stacklevel=2)
 
     def guarantee(self, alpha: float | None = None) -> str:
@@ -214,9 +217,8 @@ class Detector:
         result.score, result.parts = float(row["image_score"]), dict(zip(names, parts, strict=True))
         result.values = np.array(row["anomaly_map"], np.float32) if "anomaly_map" in row else None
         if level and self.calibration["part_ranges"] is not None:  # scaled and not clamped
-            result.score = 0.0
-            for part, (low, high) in zip(parts, self.calibration["part_ranges"], strict=True):
-                result.score += (part - low) / (high - low) if high > low else 0.0
+            limits = zip(parts, self.calibration["part_ranges"], strict=True)
+            result.score = float(sum((x - low) / (up - low) for x, (low, up) in limits if up > low))
         if math.isnan(result.score):  # it would be called normal
             result.error = f"{result.path or 'the image'}: its score is not a number: {EXPORT}"
         elif level:
@@ -229,12 +231,12 @@ class Detector:
 
     def check(self) -> list[str]:
         """Compare with the images and outputs in ``check/``; return what differs."""
-        folder, problems = self.folder / "check", []
+        folder, problems, versions = self.folder / "check", [], self.record["versions"]
         expected = dict(np.load(folder / "expected.npz"))
         images = [_read(folder / f"{n}.png", self.record["preprocessing"]) for n in range(2)]
         squares: Any = np.stack([np.asarray(make_square(i, *self._shape)) for i in images])
         if not np.array_equal(squares.transpose(0, 3, 1, 2), expected["images"]):
-            problems.append("the images of check/ are decoded or resized to other values")
+            problems.append(f"images decoded or resized otherwise: use Pillow {versions['pillow']}")
         for name, values in self.run(expected["images"]).items():
             target = expected[name]
             scale = np.ptp(target) if name == "anomaly_map" else np.abs(target).max(axis=0)
@@ -252,8 +254,7 @@ def open_session(file: Path, runtime: str, threads: Any = None, precision: str =
         module: Any = import_module(runtime)
         if runtime == "onnxruntime":
             options = module.SessionOptions()
-            options.log_severity_level = 4  # errors are raised, too
-            options.intra_op_num_threads = threads or 0
+            options.log_severity_level, options.intra_op_num_threads = 4, threads or 0
             session = module.InferenceSession(file, options, providers=["CPUExecutionProvider"])
             return _session(lambda x: session.run(None, {"images": x}))
         if runtime == "openvino":
@@ -326,8 +327,7 @@ def read_image(path: Path, bit_depth: Any, max_pixels: int, is_deep: Any = None)
         if not path.is_file() or suffix in RAW.split():  # opening a named pipe would wait for ever
             raise ValueError("missing, not a file, or a camera raw file")
         with path.open("rb") as file:
-            others = [suffix] if suffix in ("tga", "dib", "pcx") else []
-            image: Any = Image.open(file, formats=FORMATS + others)
+            image: Any = Image.open(file, formats=[*FORMATS, *({suffix} & {"tga", "dib", "pcx"})])
             deep, declared = _depth(image)
             bits = declared or bit_depth or 16
             planes = image.format == "TIFF" and image.tag_v2.get(284) == 2 and (deep or declared)
@@ -467,7 +467,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise ValueError(f"{drawn}: overlays would be scored later: name a folder elsewhere")
         problems = detector.check() if options.check else []
         notes = [f"check: {each}" for each in problems or ["as at the export"] * options.check]
-        notes += [*detector.record["remarks"], detector.guarantee()]
+        notes += [*detector.remarks, detector.guarantee()]
         sys.stderr.write("".join(f"{_printable(note)}\n" for note in notes))
         columns, rows = ("path", "decision", "p_value", "score", "error"), []
         for result in detector.stream(images, size=options.batch_size):
