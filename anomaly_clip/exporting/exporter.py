@@ -38,6 +38,7 @@ from anomaly_clip.exporting.parity import (
     BOUNDS,
     Arrays,
     Difference,
+    Run,
     batches_of,
     check_difference,
     compare,
@@ -192,7 +193,7 @@ def export_detector(
         ]
         exported.remarks += _lower(detector, graph, settings, file)
         record, threshold = _calibration_of(detector)
-        runs = {}
+        runs: dict[str, Run] = {}
         for name in track(runtimes_of(settings.format), "comparing the program with torch"):
             try:
                 run = runtime.open_session(file, name, None, settings.precision).run
