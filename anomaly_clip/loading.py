@@ -100,14 +100,7 @@ def load_method(
 ) -> LoadedMethod:
     """Load a method; see :func:`anomaly_clip.detector.load`.
 
-    Args:
-        source: See there.
-        category: See there.
-        device: See there.
-        backbone: See there.
-        references: See there.
-        options: See there.
-        precision: Precision of the trainer; None: that of the fit or of the configuration.
+    ``precision`` is that of the trainer; None: that of the fit or of the configuration.
 
     Raises:
         ValueError: If the user made a mistake.
@@ -239,11 +232,7 @@ def _of_checkpoint(path: Path, backbone: Mapping[str, Any] | None) -> LoadedMeth
 def changed_backbone(
     content: Mapping[str, Any], backbone: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Return the argument ``backbone`` of a checkpoint's class, with some settings replaced.
-
-    Args:
-        content: The checkpoint.
-        backbone: Settings that replace those of the checkpoint; None: nothing is returned.
+    """Return the argument ``backbone`` of a checkpoint's class if some settings are replaced.
 
     Raises:
         UserError: If there is no such setting.

@@ -5,12 +5,10 @@ from __future__ import annotations
 import importlib.util
 import io
 import math
-import platform
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +20,15 @@ from PIL import Image
 import anomaly_clip.runtime.detector as runtime
 from anomaly_clip import __version__
 from anomaly_clip.decisions.calibration import CategoryCalibration
-from anomaly_clip.decisions.sentences import guarantee
 from anomaly_clip.detector import Detector
 from anomaly_clip.errors import UserError, check_at_least, check_choice, shortened
+from anomaly_clip.exporting.detector_record import (
+    calibration_record,
+    outputs_record,
+    readme,
+    version_of,
+    versions,
+)
 from anomaly_clip.exporting.folder import RECORD, RUNTIME, atomic_folder, check_folder
 from anomaly_clip.exporting.graph import INPUT, DetectorGraph, trace
 from anomaly_clip.exporting.labelled import (
@@ -45,7 +49,6 @@ from anomaly_clip.exporting.parity import (
     constant_outputs,
     eager_run,
     outputs_of,
-    tolerance_of,
 )
 from anomaly_clip.exporting.parity_images import (
     ParityImages,
@@ -75,9 +78,6 @@ __all__ = ["ExportSettings", "Exported", "export_detector", "runtimes_of"]
 
 FORMAT = 1
 """Version of the form of ``detector.json``."""
-RATES = (0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.001)
-"""False-alarm rates that an exported detector can be asked for, besides those of its calibration.
-"""
 FINITE = dict.fromkeys(BOUNDS, sys.float_info.max)
 """Bounds of lower precision, which was asked for: its outputs are numbers."""
 LOOSENED = 4
@@ -86,7 +86,6 @@ choice: processors round 8-bit products in different ways."""
 MAX_REASON = 300
 NUM_CHECKED = 2
 """Images in ``check/``."""
-PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino", "numpy", "pillow")
 
 
 @dataclass(frozen=True)
@@ -220,7 +219,7 @@ def export_detector(
         write_json(temporary / RECORD, exported.record)
         source = Path(runtime.__file__).read_bytes()
         write_bytes(temporary / RUNTIME, source)
-        write_bytes(temporary / "README.md", _readme(exported.record).encode())
+        write_bytes(temporary / "README.md", readme(exported.record).encode())
         checked = images if settings.include_images else images_of_check(detector, NUM_CHECKED)
         _write_check(temporary / "check", checked, eager, graph.method)
     return exported
@@ -404,15 +403,15 @@ def _record(
             "bit_depth": reading.bit_depth,
             "max_pixels": reading.max_pixels,
         },
-        "outputs": _outputs(graph.method, expected),
-        "calibration": _calibration(detector),
+        "outputs": outputs_record(graph.method, expected),
+        "calibration": calibration_record(detector),
         "parity": {
             "images": len(images.square),
             "source": images.source,
             "batches": batches_of(len(images.square)),
             "bounds": _bounds(settings, exported.differences.values()),
             "programs": {
-                name: {**difference.as_dict(), "version": _version(name)}
+                name: {**difference.as_dict(), "version": version_of(name)}
                 for name, difference in exported.differences.items()
             },
             "failures": exported.failures,
@@ -420,77 +419,11 @@ def _record(
         },
         "weights": dict(graph.method.weights),
         "remarks": exported.remarks,
-        "versions": {
-            "python": platform.python_version(),
-            **{name: number for name in PACKAGES if (number := _version(name)) is not None},
-        },
+        "versions": versions(),
     }
-
-
-def _outputs(method: AnomalyMethod, expected: Arrays) -> dict[str, Any]:
-    record: dict[str, Any] = {}
-    for name, values in expected.items():
-        if name == "score_parts":
-            low, high = values.min(axis=0).tolist(), values.max(axis=0).tolist()
-            record[name] = {"names": list(method.score_part_names), "low": low, "high": high}
-        else:
-            shape = {"shape": list(values.shape[1:])} if name == "anomaly_map" else {}
-            record[name] = {**shape, "low": float(values.min()), "high": float(values.max())}
-    return record
-
-
-def _calibration(detector: Detector) -> dict[str, Any] | None:
-    name, decisions = detector.resolve()
-    if decisions is None:
-        return None
-    calibration, record = decisions.calibration, decisions.records[name]
-    rates = [*calibration.alphas, *(rate for rate in RATES if rate not in calibration.alphas)]
-    levels = [record.level(rate, calibration.confidence) for rate in rates]
-    stored = record.stored(levels)
-    return {
-        "n": record.num_images,
-        "kind": record.kind,
-        "alpha": list(calibration.alphas),
-        "confidence": calibration.confidence,
-        "scores": list(stored.scores),
-        "counts": None if stored.counts is None else list(stored.counts),
-        "map_threshold": record.map_threshold,
-        "part_ranges": None
-        if record.part_ranges is None
-        else [list(limits) for limits in record.part_ranges],
-        "bit_depth": calibration.conditions.get("bit_depth"),
-        "tolerance": tolerance_of(record),
-        "levels": [
-            {
-                **asdict(level),
-                "as_asked": level.is_as_asked,
-                "sentence": guarantee(record, level),
-            }
-            for level in levels
-        ],
-    }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 # -- other files -----------------------------------------------------------------------------------
-
-
-def _readme(record: dict[str, Any]) -> str:
-    package = "onnxruntime" if record["program"]["format"] == "onnx" else "torch"
-    return (
-        f"{record['method']} detector of {record['category']}: `python detector.py "
-        f"IMAGE_OR_FOLDER` scores images.\n"
-        f"It needs `pip install numpy pillow=={version('pillow')} {package}`, in a Python that "
-        f"this Pillow supports; others may resize otherwise by one level, which changes scores.\n"
-        f"`python detector.py --check` compares this machine with the one of the export; "
-        f"`detector.json` describes the rest.\n"
-    )
 
 
 def _write_check(folder: Path, images: ParityImages, eager: Any, method: AnomalyMethod) -> None:
