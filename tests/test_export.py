@@ -171,7 +171,7 @@ def test_a_detector_of_another_precision_is_exported_in_float32(
         (["--ckpt_path", "none", "--model.sigma"], "--model.sigma: the value .* is missing"),
         (["--config", "sdp", "--data.root", "none"], "--data.root none: there is no such folder"),
         (DEMO, "SDP inserts the name of the object .*category="),
-        (["--config=padim", "--model.backbone.weights=random"], "PaDiM must be fitted first"),
+        (["--config=padim"], "--config padim: PaDiM must be fitted first: run anomaly_clip fit"),
         (["--config", "sdq"], "did you mean sdp"),
         ([*DEMO, "--data.category", "x", "--opset", "3"], "--opset 3: give a version from 18"),
         ([*DEMO, "--data.category", "x", "--include_images"], "needs --data.root"),

@@ -76,6 +76,17 @@ def test_an_output_of_another_shape_or_without_a_value_differs_without_bound() -
     assert compare(EXPECTED, short, IMAGES, [5]).anomaly_map == np.inf
 
 
+def test_constant_maps_are_compared_with_their_value() -> None:
+    flat = {**EXPECTED, "anomaly_map": np.full((5, 2, 2), 4.0, np.float32)}
+
+    def run(images: np.ndarray) -> Any:
+        maps = np.full((len(images), 2, 2), 4.0, np.float32)
+        maps[-1, 0, 0] += np.float32(1e-3)
+        return {**program()(images), "anomaly_map": maps}
+
+    assert compare(flat, run, IMAGES, [5]).anomaly_map == pytest.approx(2.5e-4, rel=1e-3)
+
+
 def test_flips_are_counted_per_image() -> None:
     record = CategoryCalibration((0.0, 20.0))
     for error, flips in ((0.0, 0), (-9.0, 0), (-10.0, 1), (-30.0, 1)):

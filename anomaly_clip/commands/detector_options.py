@@ -10,9 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import anomaly_clip.methods as methods
 from anomaly_clip.commands.checkpoint_option import checkpoint_file, is_last, last_of_runs
 from anomaly_clip.commands.configs import config_file
 from anomaly_clip.commands.experiment import RUNS
+from anomaly_clip.commands.foreign_code import class_in_config
 from anomaly_clip.detector import Detector
 from anomaly_clip.errors import UserError
 from anomaly_clip.loading import load_method
@@ -181,6 +183,7 @@ def detector_source(options: argparse.Namespace, settings: Mapping[str, str]) ->
         raise UserError(f"--data.root {options.root}: there is no such folder; correct the path")
     if options.config is not None:
         source.name = config_file(options.config)  # also next to a folder of this name
+        _check_zero_shot(options.config, Path(source.name))
         return source
     if _is_zero_shot_run(options.run):
         return source
@@ -191,6 +194,21 @@ def detector_source(options: argparse.Namespace, settings: Mapping[str, str]) ->
             f"--{unknown[0]}: a checkpoint keeps the settings of its fit; leave the option out"
         )
     return source
+
+
+def _check_zero_shot(name: str, file: Path) -> None:
+    """Check that the method of a configuration needs no fit, before its weights are loaded.
+
+    Raises:
+        UserError: If it needs one.
+    """
+    path = str(class_in_config(file)) if file.is_file() else ""
+    kind = getattr(methods, path.rpartition(".")[2], None)
+    if getattr(kind, "must_be_fitted", False) is True:
+        raise UserError(
+            f"--config {name}: {path.rpartition('.')[2]} must be fitted first: run anomaly_clip "
+            f"fit --config {name}, and give its run"
+        )
 
 
 def _is_zero_shot_run(run: str | None) -> bool:
