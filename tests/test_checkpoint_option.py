@@ -95,8 +95,8 @@ def test_verbs_take_the_folder_of_a_run(
     assert main(["test", "--ckpt_path", "runs/run/1", "--output.folder", "tested"]) == 0
     assert f"ckpt_path: runs/run/1/{LAST}" in Path("tested/config-test.yaml").read_text()
     assert main(["predict", *words(mvtec_root, "PaDiM"), "--ckpt_path=runs/run/1/checkpoints"]) == 0
-    assert main(["export", "--ckpt_path", "runs/run/1"]) == 2
-    assert "PaDiM has nothing to export" in capsys.readouterr().err
+    assert main(["export", "--ckpt_path=runs/run/1", "--format=torch_export"]) == 0
+    assert Path("detector/detector.pt2").is_file()
     assert main(["test", "--ckpt_path", "runs/run"]) == 2
     assert "runs/run: the folder is not the folder of a single fit" in capsys.readouterr().err
 
@@ -188,10 +188,10 @@ def test_verbs_take_last(mvtec_root: Path, capsys: pytest.CaptureFixture[str]) -
     assert main(["test", "--ckpt_path", "last"]) == 0
     assert f"ckpt_path: runs/net/2/{LAST}" in Path("runs/net/3/config-test.yaml").read_text()
     assert main(["predict", "--ckpt_path", "last", "--output.name=net"]) == 0
-    assert main(["export", "--ckpt_path", "last"]) == 2
+    assert main(["export", "--ckpt_path", "last", "--format", "torch_export"]) == 0
     printed = " ".join(capsys.readouterr().err.split())
     assert printed.count(f"--ckpt_path last: runs/net/2/{LAST}") == 3
-    assert "SimpleNet has nothing to export" in printed
+    assert Path("detector/detector.pt2").is_file()
 
 
 @pytest.mark.parametrize("method", ["PaDiM", "PatchCore"])
