@@ -60,6 +60,7 @@ def test_each_category_gets_a_model_and_one_table_has_all(
     assert len((run / "metrics.csv").read_text().splitlines()) == 4
 
 
+@pytest.mark.slow
 def test_a_category_that_fails_does_not_stop_the_others(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -319,6 +319,7 @@ def test_empty_masks_of_normal_images(labelled: Path) -> None:
         listing(labelled)
 
 
+@pytest.mark.slow
 def test_each_and_preview_on_a_folder(
     product: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -410,6 +410,7 @@ def test_an_error_of_a_test_names_file_and_option(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_fit_and_test_leave_images_out(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
