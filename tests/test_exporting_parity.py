@@ -103,9 +103,14 @@ def test_the_image_of_the_threshold_stays_normal_if_it_is_rounded_up() -> None:
 
 
 def test_decisions_are_by_scaled_parts_if_a_calibration_has_their_ranges() -> None:
-    record = CategoryCalibration((0.0,), part_ranges=((0.0, 2.0), (100.0, 200.0)))
-    assert decision_scores(EXPECTED, record).tolist() == [-1.0, 0.5, 2.0, 3.5, 5.0]
-    assert decision_scores(EXPECTED, CategoryCalibration((0.0,))).tolist() == [0, 10, 20, 30, 40]
+    assert decision_scores(EXPECTED, ((0.0, 2.0), (100.0, 200.0))).tolist() == [
+        -1.0,
+        0.5,
+        2.0,
+        3.5,
+        5.0,
+    ]
+    assert decision_scores(EXPECTED, None).tolist() == [0, 10, 20, 30, 40]
 
 
 @pytest.mark.parametrize("name", BOUNDS)

@@ -203,8 +203,9 @@ def _check_zero_shot(name: str, file: Path) -> None:
         UserError: If it needs one.
     """
     path = str(class_in_config(file)) if file.is_file() else ""
-    kind = getattr(methods, path.rpartition(".")[2], None)
-    if getattr(kind, "must_be_fitted", False) is True:
+    kind: Any = getattr(methods, path.rpartition(".")[2], None)
+    is_method = isinstance(kind, type) and issubclass(kind, AnomalyMethod)
+    if is_method and kind.must_be_fitted is True:  # of SDP+, it depends on the settings
         raise UserError(
             f"--config {name}: {path.rpartition('.')[2]} must be fitted first: run anomaly_clip "
             f"fit --config {name}, and give its run"

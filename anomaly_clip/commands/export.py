@@ -31,7 +31,7 @@ from anomaly_clip.exporting.precision import FLOAT32, PRECISIONS
 from anomaly_clip.exporting.programs import FORMATS
 from anomaly_clip.loading import changed_backbone
 from anomaly_clip.methods.base import AnomalyMethod
-from anomaly_clip.methods.evaluated import Exporter
+from anomaly_clip.methods.evaluated import EvaluatedModule, Exporter
 from anomaly_clip.progress import say
 
 __all__ = ["run_export"]
@@ -107,7 +107,7 @@ def _nothing_to_export(kind: Any, source: DetectorSource) -> UserError:
             f"{name} scores no images, so that there is no program to write: leave --format out, "
             f"which exports its weights"
         )
-    why = getattr(kind, "not_exportable", None)
+    why = kind.not_exportable if issubclass(kind, EvaluatedModule) else None
     return UserError(
         f"{name} has nothing to export{'' if why is None else f': it {why}'}: give a checkpoint of "
         f"a detector, or of TAB, SDPPlus or Contrastive"

@@ -174,13 +174,13 @@ def export_detector(
     graph = DetectorGraph(detector.method if method is None else method, detector.resolve()[0])
     _check_method(graph.method)
     images = _images(detector, settings)
-    with _scoring(graph.method):
+    with _scoring():
         eager = eager_run(graph)
         expected = outputs_of(eager, images.square, len(images.square))
         _check_finite(expected)
     with atomic_folder(folder, settings.overwrite) as temporary:
         traced = settings.precision if settings.format == "torch_export" else FLOAT32
-        with _scoring(graph.method), lowered_backbone(graph.method.backbone, traced):
+        with _scoring(), lowered_backbone(graph.method.backbone, traced):
             program = trace(graph)
             file = write_program(program, settings.format, temporary, settings.opset)
             del program
@@ -211,7 +211,7 @@ def export_detector(
             check_difference(difference, f"{file.name} in {name}", bounds)
         labelled = None if settings.images is None else labelled_images(detector, settings.images)
         if labelled is not None:
-            with _scoring(graph.method):
+            with _scoring():
                 exported.drift = measure_drift(labelled, eager, runs, record, threshold)
         if settings.precision != FLOAT32:
             exported.remarks += _changes(exported, file.name, len(images.square))
@@ -221,7 +221,7 @@ def export_detector(
         write_bytes(temporary / RUNTIME, source)
         write_bytes(temporary / "README.md", readme(exported.record).encode())
         checked = images if settings.include_images else images_of_check(detector, NUM_CHECKED)
-        _write_check(temporary / "check", checked, eager, graph.method)
+        _write_check(temporary / "check", checked, eager)
     return exported
 
 
@@ -302,8 +302,8 @@ def _check_method(method: AnomalyMethod) -> None:
 
 
 @contextmanager
-def _scoring(method: AnomalyMethod) -> Iterator[None]:
-    """Score without gradients and autocast, and restore the random numbers."""
+def _scoring() -> Iterator[None]:
+    """Score without gradients, and restore the random numbers."""
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         yield
 
@@ -426,14 +426,14 @@ def _record(
 # -- other files -----------------------------------------------------------------------------------
 
 
-def _write_check(folder: Path, images: ParityImages, eager: Any, method: AnomalyMethod) -> None:
+def _write_check(folder: Path, images: ParityImages, eager: Run) -> None:
     """Write images with the outputs of torch, with which another machine can compare its own."""
     for number, image in enumerate(images.originals[:NUM_CHECKED]):
         content = io.BytesIO()
         Image.fromarray(image).save(content, "PNG")
         write_bytes(folder / f"{number}.png", content.getbuffer())
     square: NDArray[np.uint8] = images.square[:NUM_CHECKED]
-    with _scoring(method):
+    with _scoring():
         outputs = eager(square)
     content = io.BytesIO()
     np.savez_compressed(content, images=square, **outputs)

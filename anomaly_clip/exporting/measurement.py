@@ -19,7 +19,6 @@ from PIL import Image
 
 from anomaly_clip.data.reading_errors import UnreadableError, UnreadableImage
 from anomaly_clip.data.transforms import Resize, resize_image
-from anomaly_clip.decisions.calibration import scaled_score
 from anomaly_clip.demo.photographs import CATEGORIES, draw_photograph
 from anomaly_clip.detector import Detector
 from anomaly_clip.errors import UserError, explain, reason
@@ -30,6 +29,7 @@ from anomaly_clip.exporting.parity import (
     Arrays,
     Difference,
     compare,
+    decision_scores,
     eager_run,
     outputs_of,
 )
@@ -126,11 +126,7 @@ class Subject:
     def _decided(self, outputs: Arrays, tolerance: float = 0.0) -> NDArray[np.bool_]:
         """Return whether each image ``(N,)`` is anomalous at the first rate of the calibration."""
         assert self.calibration is not None
-        ranges = self.calibration["part_ranges"]
-        if ranges is None:
-            scores: NDArray[Any] = outputs["image_score"].astype(np.float64)
-        else:
-            scores = scaled_score(outputs["score_parts"], tuple(map(tuple, ranges)))
+        scores = decision_scores(outputs, self.calibration["part_ranges"])
         threshold = self.calibration["levels"][0]["threshold"]
         anomalous: NDArray[np.bool_] = scores - tolerance > threshold
         return anomalous

@@ -114,11 +114,18 @@ def outputs_of(run: Run, images: NDArray[np.uint8], batch_size: int) -> dict[str
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def decision_scores(outputs: Arrays, record: CategoryCalibration) -> NDArray[np.float64]:
-    """Return the scores ``(N,)`` that a calibration decides by."""
-    if record.part_ranges is None:
+def decision_scores(
+    outputs: Arrays, part_ranges: Sequence[Sequence[float]] | None
+) -> NDArray[np.float64]:
+    """Return the scores ``(N,)`` that a calibration decides by.
+
+    Args:
+        outputs: Outputs of a program.
+        part_ranges: Ranges of the parts of scores in the calibration; None if they have no parts.
+    """
+    if part_ranges is None:
         return outputs["image_score"].astype(np.float64)
-    return scaled_score(outputs["score_parts"], record.part_ranges)
+    return scaled_score(outputs["score_parts"], part_ranges)
 
 
 def tolerance_of(record: CategoryCalibration) -> float:
@@ -130,8 +137,8 @@ def num_flips(
     expected: Arrays, outputs: Arrays, record: CategoryCalibration, threshold: float
 ) -> int:
     """Return the number of images that a program decides otherwise than torch."""
-    is_anomalous = decision_scores(expected, record) > threshold
-    is_called = decision_scores(outputs, record) - tolerance_of(record) > threshold
+    is_anomalous = decision_scores(expected, record.part_ranges) > threshold
+    is_called = decision_scores(outputs, record.part_ranges) - tolerance_of(record) > threshold
     return int((is_anomalous != is_called).sum())
 
 
