@@ -93,6 +93,23 @@ def test_a_folder_appears_as_a_whole(tmp_path: Path) -> None:
     assert [path.name for path in target.parent.iterdir()] == ["detector"]
 
 
+def test_an_earlier_export_comes_back_if_the_new_one_cannot_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, rename = exported(tmp_path / "detector"), Path.rename
+
+    def refused(self: Path, new: Path) -> Path:
+        if self.name == f".detector.{os.getpid()}.tmp":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+        return rename(self, new)
+
+    monkeypatch.setattr(Path, "rename", refused)
+    with pytest.raises(PermissionError), atomic_folder(target, overwrite=True) as temporary:
+        (temporary / RECORD).write_text("new")
+    assert (target / RECORD).read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["detector"]
+
+
 def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
     with atomic_folder(tmp_path / "detector") as temporary:
         (temporary / RECORD).write_text("new")

@@ -170,6 +170,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_a_score_must_exceed_the_threshold_by_more_than_roundings(tmp_path: Path) -> None:
+    image, folder = photograph(0, 255), write(tmp_path / "part")
+    assert Detector(folder).predict(image).decision == "anomalous"
+    record = json.loads((folder / "detector.json").read_text())
+    record["calibration"]["tolerance"] = 1e6
+    (folder / "detector.json").write_text(json.dumps(record))
+    result = Detector(folder).predict(image)
+    assert (result.decision, result.p_value) == ("normal", 1.0)
+
+
 def test_another_version_of_pillow_is_told(tmp_path: Path, folder: Path) -> None:
     assert Detector(folder).remarks == []
     same, _, _ = PIL.__version__.partition(".")

@@ -84,6 +84,8 @@ def test_a_graph_of_any_batch_size_scores_as_the_method_does(make: Build, name: 
     images = images_of(method, 8)
     expected = scores_of(method, images)
     graph, program = traced(method)
+    used = {spec.target for spec in program.graph_signature.input_specs}
+    assert program.state_dict.keys() <= used, "such as the weights of a text tower"
     module = program.module()
 
     def run(batch: Any) -> dict[str, Any]:

@@ -426,7 +426,7 @@ def _record(
 # -- other files -----------------------------------------------------------------------------------
 
 
-def _write_check(folder: Path, images: ParityImages, eager: Run) -> None:
+def _write_check(folder: Path, images: ParityImages, eager: Any) -> None:
     """Write images with the outputs of torch, with which another machine can compare its own."""
     for number, image in enumerate(images.originals[:NUM_CHECKED]):
         content = io.BytesIO()
