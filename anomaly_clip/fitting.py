@@ -50,8 +50,8 @@ def fit(
         configuration: Name of a method's configuration, such as ``patchcore``: the images are your
             own, so that the settings are those of ``own_patchcore`` if there is one, and otherwise
             the named ones without a crop. A file is used as it is.
-        images: Folder of the images in one of the forms of docs/own_images.md; a folder called
-            ``good``, ``ok`` or ``normal`` itself; or a list of normal images.
+        images: Folder of the images in one of the forms of ``docs/howto/own_images.md``; a folder
+            called ``good``, ``ok`` or ``normal`` itself; or a list of normal images.
         folder: Folder of the run, which keeps checkpoint and calibration; default: nothing is kept.
         category: Name of the object in the images; default: the name of the folder.
         calibrate: Whether to hold normal images out of the fit, and to calibrate on them.

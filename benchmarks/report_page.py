@@ -24,7 +24,7 @@ from common import at_most, parser, report
 from anomaly_clip.cli import main as anomaly_clip
 from anomaly_clip.data import Demo
 from anomaly_clip.recording.writer import RunWriter
-from anomaly_clip.report.page import PAGE, write_page
+from anomaly_clip.reporting.page import PAGE, write_page
 
 CATEGORIES, IMAGES = 15, 115
 LIMITS = {"end_of_test_s": 20.0, "page_again_s": 20.0, "page_mb": 20.0}

@@ -12,9 +12,9 @@ import yaml
 
 from anomaly_clip.cli import main
 from anomaly_clip.data.info import DATASETS
-from anomaly_clip.report.published_comparison import compare_with_published
-from anomaly_clip.report.published_reader import load_published
-from anomaly_clip.report.table import ReportTable, TableLine
+from anomaly_clip.reporting.published_comparison import compare_with_published
+from anomaly_clip.reporting.published_reader import load_published
+from anomaly_clip.reporting.table import ReportTable, TableLine
 from anomaly_clip.results.run_reader import find_runs
 
 MVTEC = tuple(DATASETS["MVTecAD"].counts)

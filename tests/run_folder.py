@@ -15,7 +15,7 @@ from PIL import Image
 from anomaly_clip.files import read_csv, write_csv, write_json
 from anomaly_clip.metrics.curves import image_curves
 from anomaly_clip.metrics.evaluator import METRICS
-from anomaly_clip.report.page import PAGE, write_page
+from anomaly_clip.reporting.page import PAGE, write_page
 
 
 def make_run(

@@ -35,11 +35,11 @@ LAYERS = {
     "exporting": ("commands", "methods", "data", "decisions", "runtime"),
     "testing": ("exporting", "commands", "methods", "data", "runtime"),
     "commands": (
-        *("exporting", "recording", "report", "results", "drawing"),
+        *("exporting", "recording", "reporting", "results", "drawing"),
         *("methods", "data", "decisions", "runtime"),
     ),
-    "recording": ("report", "results", "drawing", "methods", "data", "decisions"),
-    "report": ("results", "drawing"),
+    "recording": ("reporting", "results", "drawing", "methods", "data", "decisions"),
+    "reporting": ("results", "drawing"),
     "results": (),
     "drawing": (),
     "decisions": (),
@@ -57,7 +57,7 @@ ACROSS_LAYERS = {
     "commands": ("backbones", "metrics", "synthesis", "demo"),
     "recording": ("metrics",),
     "exporting": ("metrics", "demo"),
-    "report": ("metrics",),
+    "reporting": ("metrics",),
     "results": ("metrics",),
 }
 """Further subpackages to import only names and pure functions from, such as metric names."""
@@ -70,7 +70,7 @@ TOP = (
 """Modules above all subpackages: the command line, and detectors from Python."""
 
 PUBLISHED = {
-    "report": ("data.info",),
+    "reporting": ("data.info",),
     "results": ("data.info",),
     "testing": ("cli",),
     "commands": ("detector", "loading"),

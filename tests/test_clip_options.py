@@ -21,8 +21,8 @@ from anomaly_clip.cli import main
 from anomaly_clip.commands.saved_settings import comparable, take_activation
 from anomaly_clip.methods import SDP
 from anomaly_clip.records import source_of, variant_of
-from anomaly_clip.report.published_reader import load_published
-from anomaly_clip.report.run_matching import differences
+from anomaly_clip.reporting.published_reader import load_published
+from anomaly_clip.reporting.run_matching import differences
 from anomaly_clip.results.finished_run import FinishedRun
 from anomaly_clip.results.metrics_file import weights_label
 

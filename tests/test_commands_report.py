@@ -10,8 +10,8 @@ from run_folder import TWO, make_run
 
 from anomaly_clip.cli import main
 from anomaly_clip.commands.report import run_report
-from anomaly_clip.report.page import PAGE
-from anomaly_clip.report.published_reader import load_published
+from anomaly_clip.reporting.page import PAGE
+from anomaly_clip.reporting.published_reader import load_published
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from report_helpers import MVTEC, Writer, compared, lines_of, metrics, report, rows_of, run_writer
 
-from anomaly_clip.report.comparison import compare_runs
+from anomaly_clip.reporting.comparison import compare_runs
 from anomaly_clip.results.run_reader import find_runs
 
 

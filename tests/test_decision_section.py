@@ -11,7 +11,7 @@ from run_folder import THRESHOLDS, TWO, decide, make_run
 
 from anomaly_clip.errors import UserError
 from anomaly_clip.files import write_json
-from anomaly_clip.report.page import write_page
+from anomaly_clip.reporting.page import write_page
 from anomaly_clip.results.decision_section import Share, read_decisions
 from anomaly_clip.results.run_files import read_files
 

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from anomaly_clip.recording.decision_record import share
-from anomaly_clip.report.decision_tables import decision_tables
+from anomaly_clip.reporting.decision_tables import decision_tables
 
 
 def section(categories: dict[str, dict[str, Any]], fdr: float | None = None) -> dict[str, Any]:

@@ -11,8 +11,8 @@ import pytest
 from run_folder import SENTENCE, THRESHOLDS, TWO, decide, embedded, make_run, text_of
 
 from anomaly_clip.files import write_json
-from anomaly_clip.report.decisions_view import build_view, number_text
-from anomaly_clip.report.page import PAGE
+from anomaly_clip.reporting.decisions_view import build_view, number_text
+from anomaly_clip.reporting.page import PAGE
 from anomaly_clip.results.run_files import read_files
 
 DRIFT = {"alarm": True, "largest": 31234.5, "at": None}

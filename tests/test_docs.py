@@ -133,7 +133,7 @@ def test_the_python_of_the_readme_runs(
 
 def test_the_lightning_example_of_the_python_page_runs() -> None:
     names: dict[str, Any] = {}
-    exec(compile(blocks("docs/python.md", "python")[-1], "python.md", "exec"), names)
+    exec(compile(blocks("docs/howto/python.md", "python")[-1], "python.md", "exec"), names)
     results = names["method"].results["categories"]["brass washer"]
     assert 0.5 < results["image_auroc"] <= 1
 

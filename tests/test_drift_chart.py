@@ -10,9 +10,9 @@ from run_folder import THRESHOLDS, TWO, decide, make_run, text_of
 
 from anomaly_clip.errors import UserError
 from anomaly_clip.files import write_csv
-from anomaly_clip.report.charts import HEIGHT, WIDTH
-from anomaly_clip.report.drift_chart import MAX_POINTS, build_drift_chart
-from anomaly_clip.report.page import PAGE, write_page
+from anomaly_clip.reporting.charts import HEIGHT, WIDTH
+from anomaly_clip.reporting.drift_chart import MAX_POINTS, build_drift_chart
+from anomaly_clip.reporting.page import PAGE, write_page
 
 HEADER = ["path", "category", "online_p_value", "log10_martingale"]
 

@@ -22,8 +22,8 @@ from run_folder import (
 
 from anomaly_clip.errors import UserError
 from anomaly_clip.files import read_csv, write_csv, write_json
-from anomaly_clip.report.image_table import build_image_table
-from anomaly_clip.report.page import PAGE, write_page
+from anomaly_clip.reporting.image_table import build_image_table
+from anomaly_clip.reporting.page import PAGE, write_page
 from anomaly_clip.results.run_files import ImageRow, read_files
 
 
@@ -65,7 +65,7 @@ def rows_of(count: int, length: int = 1) -> list[ImageRow]:
 
 
 def test_a_table_of_too_many_images_has_the_highest_scores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("anomaly_clip.report.image_table.MAX_ROWS", 10)
+    monkeypatch.setattr("anomaly_clip.reporting.image_table.MAX_ROWS", 10)
     rows = rows_of(50)
     rows[7] = ImageRow("a/b/lost.png", "cap", None, float("nan"), float("nan"), "", "", "lost")
     table = build_image_table(rows, ["cap"], {})
@@ -88,7 +88,7 @@ def test_ten_thousand_images_take_little_room(tmp_path: Path) -> None:
 
 
 def test_a_run_beyond_the_limit_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("anomaly_clip.report.image_table.MAX_ROWS", 5)
+    monkeypatch.setattr("anomaly_clip.reporting.image_table.MAX_ROWS", 5)
     run = decide(make_run(tmp_path, TWO), THRESHOLDS)
     assert "The 5 lowest p-values of 8 images; scores.csv has all." in text_of(run)
 

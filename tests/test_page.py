@@ -18,7 +18,7 @@ from run_folder import TWO, make_run
 from anomaly_clip.cli import main
 from anomaly_clip.errors import UserError
 from anomaly_clip.files import write_json
-from anomaly_clip.report.page import PAGE, write_page
+from anomaly_clip.reporting.page import PAGE, write_page
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 VOID = ("meta", "link", "br", "img", "input")
@@ -177,7 +177,7 @@ def test_a_page_of_thousands_of_categories_stays_small(tmp_path: Path) -> None:
 def test_images_left_out_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(tmp_path, TWO, pictures=8)
     sizes = [file.stat().st_size for file in sorted((run / "gallery").glob("*.webp"))]
-    monkeypatch.setattr("anomaly_clip.report.page.MAX_IMAGE_BYTES", sum(sizes[:5]))
+    monkeypatch.setattr("anomaly_clip.reporting.page.MAX_IMAGE_BYTES", sum(sizes[:5]))
     text = write_page(run).read_text(encoding="utf-8")
     assert text.count("<img ") == 5
     assert "3 more are in the folder gallery" in text
@@ -193,7 +193,9 @@ def test_the_worst_images_come_first_and_no_kind_uses_up_the_limit(
         image["gap"] = gap
     write_json(file, listed)
     sizes = [(run / "gallery" / f"{number}.webp").stat().st_size for number in range(8)]
-    monkeypatch.setattr("anomaly_clip.report.page.MAX_IMAGE_BYTES", sizes[6] + sizes[7] + sizes[3])
+    monkeypatch.setattr(
+        "anomaly_clip.reporting.page.MAX_IMAGE_BYTES", sizes[6] + sizes[7] + sizes[3]
+    )
     seen = read(write_page(run))
     shown = [text for text in seen.texts["span"] if "/" in text]
     assert shown == ["nut/6", "nut/7", "cap/3"]  # a false positive, two true positives
@@ -204,13 +206,13 @@ def test_a_page_that_is_too_large_has_no_images(
 ) -> None:
     run = make_run(tmp_path, TWO, pictures=8)
     size = write_page(run).stat().st_size
-    monkeypatch.setattr("anomaly_clip.report.page.MAX_PAGE_BYTES", size - 1)
+    monkeypatch.setattr("anomaly_clip.reporting.page.MAX_PAGE_BYTES", size - 1)
     assert "<img " not in write_page(run).read_text(encoding="utf-8")
     assert "8 more are in the folder gallery" in (run / PAGE).read_text(encoding="utf-8")
 
 
 def test_too_many_scores_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("anomaly_clip.report.page.MAX_SCORES", 7)
+    monkeypatch.setattr("anomaly_clip.reporting.page.MAX_SCORES", 7)
     text = write_page(make_run(tmp_path, TWO)).read_text(encoding="utf-8")
     assert "scores.csv" in text
     assert 'id="threshold"' not in text

@@ -15,7 +15,7 @@ from test_decisions_runs import Planks
 from anomaly_clip.cli import main
 from anomaly_clip.decisions.calibration import CategoryCalibration
 from anomaly_clip.files import read_csv
-from anomaly_clip.report.page import PAGE
+from anomaly_clip.reporting.page import PAGE
 
 
 @pytest.fixture(scope="module")

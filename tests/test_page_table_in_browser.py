@@ -17,7 +17,7 @@ from selenium.webdriver.support.ui import Select
 from test_page_in_browser import complaints, counts, move
 
 from anomaly_clip.files import write_json
-from anomaly_clip.report.page import write_page
+from anomaly_clip.reporting.page import write_page
 
 
 @pytest.fixture(scope="module")

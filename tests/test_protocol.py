@@ -14,7 +14,7 @@ from anomaly_clip import methods
 from anomaly_clip.cli import main
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.methods.cnn_method import CNNMethod
-from anomaly_clip.report.protocol import CNN_METHODS, NOT_RECORDED, protocol_report
+from anomaly_clip.reporting.protocol import CNN_METHODS, NOT_RECORDED, protocol_report
 from anomaly_clip.results.run_reader import find_runs
 
 GOLDEN = Path(__file__).parent / "golden" / "checkpoints" / "0.1.0"

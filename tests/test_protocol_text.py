@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from anomaly_clip.report.protocol_text import MAX_ENTRIES, protocol_text, record_text, value_text
+from anomaly_clip.reporting.protocol_text import MAX_ENTRIES, protocol_text, record_text, value_text
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ import yaml
 import anomaly_clip.methods
 from anomaly_clip.cli import main
 from anomaly_clip.data.info import DATASETS
-from anomaly_clip.report.published import PublishedCell, RunSpec
-from anomaly_clip.report.published_reader import FILE, load_published
+from anomaly_clip.reporting.published import PublishedCell, RunSpec
+from anomaly_clip.reporting.published_reader import FILE, load_published
 
 ROOT = Path(__file__).parent.parent
 PACKAGED = ROOT / "anomaly_clip" / "report" / FILE

@@ -17,7 +17,7 @@ from anomaly_clip.commands.library_messages import quieten
 from anomaly_clip.commands.option_parser import OptionParser
 from anomaly_clip.data.auxiliary import take_image_size
 from anomaly_clip.data.dataset import AnomalyData
-from anomaly_clip.report.published_reader import load_published
+from anomaly_clip.reporting.published_reader import load_published
 
 ROOT = Path(__file__).parent.parent
 VERBS = {"fit": "fit", "each": "fit", "test": "test"}

@@ -12,14 +12,14 @@ import yaml
 from helpers import save_picture
 from report_helpers import MVTEC, Writer, compared, lines_of, metrics, report, rows_of, run_writer
 
-import anomaly_clip.report
+import anomaly_clip.reporting
 from anomaly_clip.cli import main
-from anomaly_clip.report.comparison import compare_runs
-from anomaly_clip.report.published_comparison import compare_with_published
-from anomaly_clip.report.published_reader import FILE, load_published, read_published
+from anomaly_clip.reporting.comparison import compare_runs
+from anomaly_clip.reporting.published_comparison import compare_with_published
+from anomaly_clip.reporting.published_reader import FILE, load_published, read_published
 from anomaly_clip.results.run_reader import find_runs
 
-PACKAGED = Path(anomaly_clip.report.__path__[0]) / FILE
+PACKAGED = Path(anomaly_clip.reporting.__path__[0]) / FILE
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from anomaly_clip.report.published import PublishedTable
-from anomaly_clip.report.published_reader import FILE, load_published, read_published
+from anomaly_clip.reporting.published import PublishedTable
+from anomaly_clip.reporting.published_reader import FILE, load_published, read_published
 
 ROOT = Path(__file__).parent.parent
 

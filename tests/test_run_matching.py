@@ -8,8 +8,8 @@ import pytest
 import yaml
 from report_helpers import Writer, compared, lines_of, report, run_writer, tab_export
 
-from anomaly_clip.report.published_reader import load_published
-from anomaly_clip.report.run_matching import differences, mismatch
+from anomaly_clip.reporting.published_reader import load_published
+from anomaly_clip.reporting.run_matching import differences, mismatch
 from anomaly_clip.results.run_reader import find_runs
 
 

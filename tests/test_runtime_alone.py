@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import shutil
 import subprocess
@@ -94,14 +95,15 @@ def test_decisions_are_those_of_predict_file_by_file(
         actual = {Path(row["path"]).name: row for row in csv.DictReader(file)}
     assert len(actual) == 21
     assert actual.keys() == expected.keys()
+    record = json.loads((exported / "exported" / "detector.json").read_text(encoding="utf-8"))
+    threshold = record["calibration"]["levels"][0]["threshold"]
+    # Pillow 12.2 and older resize some images to values that differ by 1 from those of 13.0.
+    tolerance = 1e-5 if packages == NEWEST else 0.03
     for name, row in actual.items():
-        assert row["decision"] == expected[name]["decision"], name
-        # Pillow 12.2 and older resize some images to values that differ by 1 from those of 13.0.
-        score, tolerance = (
-            float(expected[name]["image_score"]),
-            1e-5 if packages == NEWEST else 1e-2,
-        )
+        score = float(expected[name]["image_score"])
         assert float(row["score"]) == pytest.approx(score, rel=tolerance), name
+        if packages == NEWEST or abs(score / threshold - 1) > tolerance:
+            assert row["decision"] == expected[name]["decision"], name
         if packages == NEWEST:
             assert float(row["p_value"]) == float(expected[name]["p_value"]), name
     assert {row["decision"] for row in actual.values()} == {"normal", "anomalous"}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from report_helpers import Writer, metrics, report, rows_of, run_writer
 
-from anomaly_clip.report.table import ReportTable, TableLine, TableNote
+from anomaly_clip.reporting.table import ReportTable, TableLine, TableNote
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from jinja2 import UndefinedError
 
-from anomaly_clip.report.table import ReportTable, TableLine
-from anomaly_clip.report.templates import render
+from anomaly_clip.reporting.table import ReportTable, TableLine
+from anomaly_clip.reporting.templates import render
 
 
 def test_values_are_escaped() -> None:

@@ -12,8 +12,8 @@ from run_folder import make_run
 
 from anomaly_clip.files import write_json
 from anomaly_clip.metrics.evaluator import uncertain_metrics, with_means
-from anomaly_clip.report.comparison import compare_runs
-from anomaly_clip.report.page import write_page
+from anomaly_clip.reporting.comparison import compare_runs
+from anomaly_clip.reporting.page import write_page
 from anomaly_clip.results.metrics_file import merge_metrics, write_metrics
 from anomaly_clip.results.run_reader import find_runs
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from report_helpers import metrics, run_writer
 
-from anomaly_clip.report.verification import Repetition, verification_report
+from anomaly_clip.reporting.verification import Repetition, verification_report
 from anomaly_clip.results.finished_run import FinishedRun
 from anomaly_clip.results.run_reader import read_run
 

@@ -25,7 +25,7 @@ from anomaly_clip.recording.wandb_log import (
     log_run,
     wandb_group,
 )
-from anomaly_clip.report.page import write_page
+from anomaly_clip.reporting.page import write_page
 from anomaly_clip.results.run_files import GalleryImage
 
 CONFIGS = Path(__file__).parent.parent / "configs"

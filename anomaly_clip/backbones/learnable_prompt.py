@@ -24,7 +24,7 @@ FILLER = "X"  # one token in CLIP's vocabulary; placeholder for a learnable vect
 
 @dataclass(frozen=True)
 class LearnablePromptSettings:
-    """Settings of the learnable prompts of CLIP-ADA (arXiv 2403.09493, see ``docs/prompts.md``).
+    """Settings of the learnable prompts of CLIP-ADA (arXiv 2403.09493); see docs/howto/prompts.md.
 
     Args:
         n_ctx: Number of learnable vectors per prompt (CoOp: 16).

@@ -248,7 +248,7 @@ def representative_vector(
 ) -> Tensor:
     """Reduce the prompt embeddings ``(M, D)`` of a class to one unit vector ``(D,)``.
 
-    All reductions are computed in float64. ``docs/prompts.md`` describes them.
+    All reductions are computed in float64. ``docs/howto/prompts.md`` describes them.
 
     Args:
         embeddings: One row per prompt.

@@ -1,7 +1,7 @@
 """Prompts with which TAB aligns images: industrial association (IDPA) and the ablation variants.
 
-TAB (arXiv 2312.09480), see ``docs/prompts.md``. The lists, their order and their spelling are those
-of the authors' public code.
+TAB (arXiv 2312.09480), see ``docs/howto/prompts.md``. The lists, their order and their spelling are
+those of the authors' public code.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ from anomaly_clip.methods.linear_probe import LinearProbe
 from anomaly_clip.metrics.classification import CLASS_METRICS
 from anomaly_clip.metrics.evaluator import MetricValues, uncertain_metrics, with_means
 from anomaly_clip.progress import say, show_table, track
-from anomaly_clip.report.metrics_table import heading, marked_percent
+from anomaly_clip.reporting.metrics_table import heading, marked_percent
 from anomaly_clip.results.folder import METRICS_FILE, create_run_folder
 from anomaly_clip.results.warnings import RANDOM_WARNING, UNCERTAIN_WARNING, selection_warning
 

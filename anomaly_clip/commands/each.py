@@ -39,9 +39,9 @@ from anomaly_clip.files import atomic_path, printable, readable, safe_name, writ
 from anomaly_clip.methods.evaluated import EvaluatedModule
 from anomaly_clip.progress import say, show_table
 from anomaly_clip.recording.wandb_log import wandb_group
-from anomaly_clip.report.decision_tables import decision_tables
-from anomaly_clip.report.metrics_table import build_table
-from anomaly_clip.report.page import PAGE, write_page
+from anomaly_clip.reporting.decision_tables import decision_tables
+from anomaly_clip.reporting.metrics_table import build_table
+from anomaly_clip.reporting.page import PAGE, write_page
 from anomaly_clip.results.metrics_file import merge_decisions, merge_metrics, write_metrics
 from anomaly_clip.results.warnings import (
     rounds_remark,

@@ -13,13 +13,13 @@ from pathlib import Path
 from anomaly_clip.errors import UserError, suggest
 from anomaly_clip.files import ESCAPING, atomic_path, write_csv
 from anomaly_clip.progress import say
-from anomaly_clip.report.comparison import ComparisonTable, compare_runs
-from anomaly_clip.report.page import write_page
-from anomaly_clip.report.protocol import protocol_report
-from anomaly_clip.report.published import PublishedTable, PublishedTables
-from anomaly_clip.report.published_comparison import compare_with_published
-from anomaly_clip.report.published_reader import load_published
-from anomaly_clip.report.run_matching import differences
+from anomaly_clip.reporting.comparison import ComparisonTable, compare_runs
+from anomaly_clip.reporting.page import write_page
+from anomaly_clip.reporting.protocol import protocol_report
+from anomaly_clip.reporting.published import PublishedTable, PublishedTables
+from anomaly_clip.reporting.published_comparison import compare_with_published
+from anomaly_clip.reporting.published_reader import load_published
+from anomaly_clip.reporting.run_matching import differences
 from anomaly_clip.results.finished_run import FinishedRun
 from anomaly_clip.results.run_reader import find_runs
 

@@ -31,8 +31,8 @@ from anomaly_clip.errors import UserError, check_at_least, reason, user_errors
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.progress import say
 from anomaly_clip.recording.calibration_files import earlier_version, is_version_of
-from anomaly_clip.report.comparison import ComparisonTable
-from anomaly_clip.report.verification import Repetition, verification_report
+from anomaly_clip.reporting.comparison import ComparisonTable
+from anomaly_clip.reporting.verification import Repetition, verification_report
 from anomaly_clip.results.finished_run import FinishedRun, printable
 from anomaly_clip.results.run_files import mapping
 from anomaly_clip.results.run_reader import read_run

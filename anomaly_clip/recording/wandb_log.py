@@ -22,8 +22,8 @@ from PIL import Image
 
 from anomaly_clip.metrics.curves import CURVES, CURVES_FILE
 from anomaly_clip.recording.gallery import split_panels
-from anomaly_clip.report.charts import CHARTS, lowest_curves
-from anomaly_clip.report.page import PAGE
+from anomaly_clip.reporting.charts import CHARTS, lowest_curves
+from anomaly_clip.reporting.page import PAGE
 from anomaly_clip.results.folder import METRICS_FILE, SCORES_FILE
 from anomaly_clip.results.run_files import GalleryImage, RunFiles, read_files
 

@@ -32,9 +32,9 @@ from anomaly_clip.recording.unreadable_images import UnreadableImages
 from anomaly_clip.recording.validation_images import ValidationImages
 from anomaly_clip.recording.wandb_log import log_config, log_image, log_run
 from anomaly_clip.records import Batch, Scores, source_of
-from anomaly_clip.report.decision_tables import decision_tables
-from anomaly_clip.report.metrics_table import build_table
-from anomaly_clip.report.page import PAGE, write_page
+from anomaly_clip.reporting.decision_tables import decision_tables
+from anomaly_clip.reporting.metrics_table import build_table
+from anomaly_clip.reporting.page import PAGE, write_page
 from anomaly_clip.results.folder import (
     DRIFT_FILE,
     GALLERY,

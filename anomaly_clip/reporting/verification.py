@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from anomaly_clip.report.comparison import ComparisonTable, TableRows, column_heading, label_runs
-from anomaly_clip.report.table import ReportTable, TableLine, TableNote
+from anomaly_clip.reporting.comparison import ComparisonTable, TableRows, column_heading, label_runs
+from anomaly_clip.reporting.table import ReportTable, TableLine, TableNote
 from anomaly_clip.results.finished_run import FinishedRun, printable
 from anomaly_clip.results.folder import METRICS_FILE
 from anomaly_clip.results.run_files import mapping

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from anomaly_clip.report.charts import HEIGHT, MAX_LINES, NUM_COLOURS, WIDTH, Chart, ChartLine
+from anomaly_clip.reporting.charts import HEIGHT, MAX_LINES, NUM_COLOURS, WIDTH, Chart, ChartLine
 
 __all__ = ["ALARM", "build_drift_chart"]
 

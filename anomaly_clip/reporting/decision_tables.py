@@ -90,7 +90,7 @@ def share_percent(share: Share | None) -> str:
     """Return a share in percent, a dash for no images.
 
     Example:
-        >>> from anomaly_clip.report.decision_tables import share_percent
+        >>> from anomaly_clip.reporting.decision_tables import share_percent
         >>> share_percent({"value": 0.125}), share_percent(None)
         ('12.5', '–')
     """
@@ -101,7 +101,7 @@ def interval(share: Share | None) -> str:
     """Return the interval of a share in percent, a dash for no images.
 
     Example:
-        >>> from anomaly_clip.report.decision_tables import interval
+        >>> from anomaly_clip.reporting.decision_tables import interval
         >>> interval({"low": 0.0, "high": 0.3085})
         '0.0–30.9'
     """

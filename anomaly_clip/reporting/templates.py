@@ -14,7 +14,7 @@ __all__ = ["render"]
 @cache
 def _environment() -> Environment:
     return Environment(
-        loader=PackageLoader("anomaly_clip", "report"),
+        loader=PackageLoader("anomaly_clip", "reporting"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,

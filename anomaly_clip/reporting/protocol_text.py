@@ -51,7 +51,7 @@ def value_text(value: object) -> str:
     """Format any value of a record as text, with long lists truncated.
 
     Example:
-        >>> from anomaly_clip.report.protocol_text import value_text
+        >>> from anomaly_clip.reporting.protocol_text import value_text
         >>> value_text({"a": 0.25, "b": None}), value_text([]), value_text(True)
         ('a: 0.25, b: none', 'none', 'yes')
     """

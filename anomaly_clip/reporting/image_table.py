@@ -98,7 +98,7 @@ def _common_folder(paths: Sequence[str]) -> str:
     r"""Return the folder that all paths begin with, including its last separator.
 
     Example:
-        >>> from anomaly_clip.report.image_table import _common_folder
+        >>> from anomaly_clip.reporting.image_table import _common_folder
         >>> _common_folder(["a/good/1.png", "a/good 2/1.png"]), _common_folder(["1.png"])
         ('a/', '')
     """

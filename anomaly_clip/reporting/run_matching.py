@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from anomaly_clip.report.published import PublishedTable, PublishedTables, RunSpec
+from anomaly_clip.reporting.published import PublishedTable, PublishedTables, RunSpec
 from anomaly_clip.results.finished_run import FinishedRun, printable
 
 __all__ = ["differences", "mismatch"]

@@ -13,7 +13,7 @@ from itertools import zip_longest
 from pathlib import Path
 from statistics import fmean, stdev
 
-from anomaly_clip.report.comparison import (
+from anomaly_clip.reporting.comparison import (
     ComparisonTable,
     TableRows,
     column_heading,
@@ -22,7 +22,7 @@ from anomaly_clip.report.comparison import (
     run_legend,
     run_warnings,
 )
-from anomaly_clip.report.published import (
+from anomaly_clip.reporting.published import (
     PublishedCell,
     PublishedColumn,
     PublishedRow,
@@ -30,8 +30,8 @@ from anomaly_clip.report.published import (
     PublishedTables,
     SourcedValue,
 )
-from anomaly_clip.report.run_matching import differences, mismatch
-from anomaly_clip.report.table import ReportTable, TableLine, TableNote
+from anomaly_clip.reporting.run_matching import differences, mismatch
+from anomaly_clip.reporting.table import ReportTable, TableLine, TableNote
 from anomaly_clip.results.finished_run import FinishedRun
 from anomaly_clip.results.warnings import MARK, WIDE_BOUNDS
 

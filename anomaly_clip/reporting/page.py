@@ -18,13 +18,13 @@ import numpy as np
 
 from anomaly_clip.files import atomic_path
 from anomaly_clip.records import source_of
-from anomaly_clip.report.charts import HEIGHT, MAX_LINES, WIDTH, build_charts, build_legend
-from anomaly_clip.report.decisions_view import build_view, missing_calibration, number_text
-from anomaly_clip.report.drift_chart import build_drift_chart
-from anomaly_clip.report.image_table import build_image_table
-from anomaly_clip.report.metrics_table import heading, marked_percent
-from anomaly_clip.report.protocol_text import MAX_ENTRIES, protocol_text, record_text, value_text
-from anomaly_clip.report.templates import render
+from anomaly_clip.reporting.charts import HEIGHT, MAX_LINES, WIDTH, build_charts, build_legend
+from anomaly_clip.reporting.decisions_view import build_view, missing_calibration, number_text
+from anomaly_clip.reporting.drift_chart import build_drift_chart
+from anomaly_clip.reporting.image_table import build_image_table
+from anomaly_clip.reporting.metrics_table import heading, marked_percent
+from anomaly_clip.reporting.protocol_text import MAX_ENTRIES, protocol_text, record_text, value_text
+from anomaly_clip.reporting.templates import render
 from anomaly_clip.results.finished_run import printable
 from anomaly_clip.results.run_files import (
     GalleryImage,

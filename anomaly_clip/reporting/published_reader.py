@@ -19,7 +19,7 @@ from anomaly_clip.data.info import DATASETS
 from anomaly_clip.documents import load_yaml
 from anomaly_clip.metrics.classification import CLASS_METRICS
 from anomaly_clip.metrics.evaluator import METRICS
-from anomaly_clip.report.published import (
+from anomaly_clip.reporting.published import (
     PublishedCell,
     PublishedColumn,
     PublishedRow,
@@ -47,7 +47,7 @@ WITHOUT_MASKS = ("BrainMRI", "HeadCT")
 @cache
 def load_published() -> PublishedTables:
     """Return the published tables that come with the package."""
-    return read_published(Path(str(resources.files("anomaly_clip.report") / FILE)))
+    return read_published(Path(str(resources.files("anomaly_clip.reporting") / FILE)))
 
 
 def read_published(path: Path) -> PublishedTables:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from anomaly_clip.metrics.curves import Curve
-from anomaly_clip.report.metrics_table import percent
+from anomaly_clip.reporting.metrics_table import percent
 from anomaly_clip.results.run_files import RunFiles, mapping
 
 __all__ = [

@@ -11,15 +11,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from anomaly_clip.data.info import DATASETS
-from anomaly_clip.report.comparison import (
+from anomaly_clip.reporting.comparison import (
     ComparisonTable,
     TableRows,
     label_runs,
     run_legend,
     run_warnings,
 )
-from anomaly_clip.report.protocol_text import LABELS, value_text
-from anomaly_clip.report.table import ReportTable, TableLine, TableNote
+from anomaly_clip.reporting.protocol_text import LABELS, value_text
+from anomaly_clip.reporting.table import ReportTable, TableLine, TableNote
 from anomaly_clip.results.finished_run import FinishedRun, printable
 from anomaly_clip.results.run_files import mapping
 

@@ -13,9 +13,9 @@ from typing import NamedTuple
 from anomaly_clip.errors import UserError
 from anomaly_clip.metrics.classification import CLASS_METRICS
 from anomaly_clip.metrics.evaluator import METRICS
-from anomaly_clip.report.metrics_table import heading, marked_percent
-from anomaly_clip.report.protocol_text import LABELS, value_text
-from anomaly_clip.report.table import ReportTable, TableLine, TableNote, has_mark
+from anomaly_clip.reporting.metrics_table import heading, marked_percent
+from anomaly_clip.reporting.protocol_text import LABELS, value_text
+from anomaly_clip.reporting.table import ReportTable, TableLine, TableNote, has_mark
 from anomaly_clip.results.finished_run import FinishedRun, printable
 from anomaly_clip.results.warnings import MARK, UNCERTAIN_WARNING, WIDE_BOUNDS
 

@@ -87,7 +87,7 @@ def rate_text(rate: float) -> str:
     """Return a fraction as a percentage of three digits.
 
     Example:
-        >>> from anomaly_clip.report.decisions_view import rate_text
+        >>> from anomaly_clip.reporting.decisions_view import rate_text
         >>> rate_text(0.05), rate_text(0.14583), rate_text(1.0)
         ('5 %', '14.6 %', '100 %')
     """
@@ -98,7 +98,7 @@ def number_text(value: float) -> str:
     """Return a score with four digits, or with all digits before the point.
 
     Example:
-        >>> from anomaly_clip.report.decisions_view import number_text
+        >>> from anomaly_clip.reporting.decisions_view import number_text
         >>> number_text(0.123456), number_text(81234.5), number_text(1e-7)
         ('0.1235', '81234', '1e-07')
     """

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from anomaly_clip.progress import show_table
-from anomaly_clip.report.templates import render
+from anomaly_clip.reporting.templates import render
 
 __all__ = ["ReportTable", "TableLine", "TableNote", "has_mark"]
 
