@@ -8,9 +8,9 @@ import re
 import shlex
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,10 @@ def test_links_of_the_readme_hold_on_an_index_page(metadata: Any) -> None:
         ("[a]: docs/a.md", "[a]: HOME/blob/vVERSION/docs/a.md"),
         ("[a](https://x.org/a.md)", "[a](https://x.org/a.md)"),
         ("[a](#part) [a](mailto:a@x.org)", "[a](#part) [a](mailto:a@x.org)"),
-        ("f(x)[0](y) array[:, 1] (see a.md)", "f(x)[0](HOME/blob/vVERSION/y) array[:, 1] (see a.md)"),
+        (
+            "f(x)[0](y) array[:, 1] (see a.md)",
+            "f(x)[0](HOME/blob/vVERSION/y) array[:, 1] (see a.md)",
+        ),
     ],
 )
 def test_relative_links_become_absolute(link: str, absolute: str, metadata: Any) -> None:
@@ -163,7 +166,9 @@ def test_the_wheel_has_every_file_of_the_package() -> None:
     files = [file.distribution_path for file in builder.recurse_selected_project_files()]
     forced = builder.config.force_include
     assert forced == {str(ROOT / "configs"): "anomaly_clip/configs"}
-    configs = [f"anomaly_clip/configs/{path.removeprefix('configs/')}" for path in tracked("configs")]
+    configs = [
+        f"anomaly_clip/configs/{path.removeprefix('configs/')}" for path in tracked("configs")
+    ]
     assert sorted([*files, *configs]) == packaged()
     suffixes = {Path(file).suffix or Path(file).name for file in packaged()}
     assert {".jinja", ".css", ".js", ".yaml", ".safetensors"} <= suffixes
@@ -194,9 +199,7 @@ def build(source: Path, folder: Path, *options: str) -> None:
 def content(wheel: Path) -> dict[str, str]:
     """Return the sha256 of each file of a wheel."""
     with zipfile.ZipFile(wheel) as archive:
-        return {
-            name: hashlib.sha256(archive.read(name)).hexdigest() for name in archive.namelist()
-        }
+        return {name: hashlib.sha256(archive.read(name)).hexdigest() for name in archive.namelist()}
 
 
 @pytest.fixture(scope="module")
@@ -242,14 +245,14 @@ class Installed:
             [sys.executable, "-m", "venv", str(environment)], check=True, capture_output=True
         )
         self.programs = environment / ("Scripts" if os.name == "nt" else "bin")
-        pip = [self.programs / "python", "-m", "pip", "install", "--quiet", "--no-deps"]
-        subprocess.run([*pip, "--no-index", str(wheel)], check=True, capture_output=True)
-        [packages] = environment.glob("[Ll]ib*/**/site-packages")
+        pip = [str(self.programs / "python"), "-m", "pip", "install", "--no-deps", "--no-index"]
+        subprocess.run([*pip, str(wheel)], check=True, capture_output=True)
+        base = {"base": str(environment), "platbase": str(environment)}
+        self.packages = Path(sysconfig.get_path("purelib", "venv", base))
         here = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
-        (packages / "dependencies.pth").write_text("\n".join(here) + "\n", encoding="utf-8")
+        (self.packages / "dependencies.pth").write_text("\n".join(here) + "\n", encoding="utf-8")
         self.folder = folder / "empty"
         self.folder.mkdir()
-        self.packages = packages
 
     def run(self, line: str) -> str:
         """Run a command line in the empty folder and return what it prints; it must end with 0."""
@@ -268,8 +271,8 @@ class Installed:
 
 
 @pytest.fixture(scope="module")
-def installed(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installed]:
-    yield Installed(built.wheel, tmp_path_factory.mktemp("installed"))
+def installed(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    return Installed(built.wheel, tmp_path_factory.mktemp("installed"))
 
 
 def commands_in(text: str) -> list[str]:
