@@ -131,7 +131,10 @@ def test_the_python_of_the_readme_runs(
     assert shown[0].size == (40, 40)
 
 
-def test_the_lightning_example_of_the_python_page_runs() -> None:
+def test_the_lightning_example_of_the_python_page_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     exec(compile(blocks("docs/howto/python.md", "python")[-1], "python.md", "exec"), names)
     results = names["method"].results["categories"]["brass washer"]
