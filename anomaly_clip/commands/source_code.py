@@ -16,7 +16,16 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
-__all__ = ["UNKNOWN", "Place", "alternatives", "entries", "module_file", "type_text", "value_of"]
+__all__ = [
+    "UNKNOWN",
+    "Place",
+    "alternatives",
+    "definition",
+    "entries",
+    "module_file",
+    "type_text",
+    "value_of",
+]
 
 PACKAGE = Path(__file__).resolve().parent.parent
 UNKNOWN = object()
