@@ -158,7 +158,7 @@ def seven_bottles(mvtec_root: Path) -> Path:
 @pytest.mark.slow
 def test_fit_and_test_from_the_checkpoint_alone(seven_bottles: Path, tmp_path: Path) -> None:
     assert main(words("fit", seven_bottles, tmp_path / "runs", *ONE)) == 0
-    [checkpoint] = (tmp_path / "runs" / "run" / "1" / "checkpoints").iterdir()
+    [checkpoint] = (tmp_path / "runs" / "PaDiM" / "1-fit" / "checkpoints").iterdir()
     kept = torch.load(checkpoint, weights_only=True)["state_dict"]
     assert {name: tuple(value.shape) for name, value in kept.items()} == {
         "unused": (),

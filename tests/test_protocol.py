@@ -40,7 +40,7 @@ def test_a_real_run_says_everything(
 ) -> None:
     words = ["test", *tiny_sdp, "--output.page=false", "--data.mask_threshold", "0.25"]
     assert main([*words, "--seed_everything", "7"]) == 0
-    run = tmp_path / "runs" / "sdp" / "1"
+    run = tmp_path / "runs" / "sdp" / "1-test"
     texts = items(run)
     assert NOT_RECORDED not in texts.values()
     expected = {
