@@ -122,7 +122,7 @@ def test_words_of_one_process(word: str, capsys: pytest.CaptureFixture[str]) -> 
     assert checkpoint_file(word) == word
 
 
-RUNS = [f"runs/{name}/{LAST}" for name in ("a/2", "a/10", "b/1")]
+RUNS = [f"runs/{name}/{LAST}" for name in ("a/2-fit", "a/10-fit", "b/1-fit")]
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_last_is_the_newest_run(
     assert last_of_runs(verb, "runs", name, folder) == chosen
     printed = " ".join(capsys.readouterr().err.split())
     assert f"--ckpt_path last: {chosen}" in printed
-    assert ("(no checkpoint in 12)" in printed) == (chosen == f"runs/a/10-fit/{LAST}")
+    assert ("(no checkpoint in 12-fit)" in printed) == (chosen == f"runs/a/10-fit/{LAST}")
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_verbs_take_last(mvtec_root: Path, capsys: pytest.CaptureFixture[str]) -
     assert torch.load(f"runs/net/2-fit/{LAST}", weights_only=True)["epoch"] == 2
     assert main(["test", "--ckpt_path", "last"]) == 0
     assert (
-        f"ckpt_path: runs/net/2-fit/{LAST}" in Path("runs/net/3-fit/config-test.yaml").read_text()
+        f"ckpt_path: runs/net/2-fit/{LAST}" in Path("runs/net/3-test/config-test.yaml").read_text()
     )
     assert main(["predict", "--ckpt_path", "last", "--output.name=net"]) == 0
     assert main(["export", "--ckpt_path", "last", "--format", "torch_export"]) == 0
@@ -210,12 +210,11 @@ def test_a_single_pass_is_not_resumed(
     fit = ["fit", *words(mvtec_root, method)]
     assert main(fit) == 0
     save_picture(mvtec_root / "bottle" / "train" / "good" / "new.png")
-    assert main([*fit, "--ckpt_path", "runs/PaDiM/1-fit"]) == 2
-    message = (
-        f"--ckpt_path runs/PaDiM/1-fit/{LAST}: {method} is fitted in a single pass, which cannot be"
-    )
+    assert main([*fit, "--ckpt_path", f"runs/{method}/1"]) == 2
+    path = f"runs/{method}/1-fit/{LAST}"
+    message = f"--ckpt_path {path}: {method} is fitted in a single pass, which cannot be"
     assert message in capsys.readouterr().err
-    assert not Path("runs/PaDiM/2-fit").exists()
+    assert not Path(f"runs/{method}/2-fit").exists()
 
 
 def test_no_fit_resumes_from_weights_alone(
@@ -227,20 +226,22 @@ def test_no_fit_resumes_from_weights_alone(
         "--trainer.callbacks.save_weights_only=true",
     ]
     assert main([*fit, "--trainer.max_epochs=1", *callback]) == 0
-    (file,) = set(Path("runs/PaDiM/1-fit/checkpoints").iterdir()) - {Path("runs/PaDiM/1-fit", LAST)}
+    (file,) = set(Path("runs/SimpleNet/1-fit/checkpoints").iterdir()) - {
+        Path("runs/SimpleNet/1-fit", LAST)
+    }
     assert main([*fit, "--ckpt_path", str(file)]) == 2
     assert f"--ckpt_path {file}: it holds weights only" in capsys.readouterr().err
-    assert not Path("runs/PaDiM/2-fit").exists()
+    assert not Path("runs/SimpleNet/2-fit").exists()
 
 
 @pytest.mark.slow
 def test_a_complete_fit_continues_only_with_more_epochs(
     mvtec_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fit = ["fit", *words(mvtec_root, "SimpleNet", "--ckpt_path", "runs/PaDiM/1-fit")]
+    fit = ["fit", *words(mvtec_root, "SimpleNet", "--ckpt_path", "runs/SimpleNet/1-fit")]
     assert main([*fit[:-2], "--trainer.max_epochs=1"]) == 0
     capsys.readouterr()
-    message = f"runs/PaDiM/1-fit/{LAST}: this fit is complete (trainer."
+    message = f"runs/SimpleNet/1-fit/{LAST}: this fit is complete (trainer."
     assert main([*fit, "--trainer.max_epochs=1"]) == 0
     error = " ".join(capsys.readouterr().err.split())
     assert f"{message}max_epochs is 1, and 1 are done), so nothing is trained" in error
@@ -260,13 +261,13 @@ def test_a_complete_fit_is_not_resumed_on_other_images(
     fit = ["fit", *words(mvtec_root, "SimpleNet", "--trainer.max_epochs=1")]
     assert main(fit) == 0
     Maker(5).picture(mvtec_root / "bottle" / "train" / "good" / "new.png")
-    assert main([*fit, "--ckpt_path", "runs/PaDiM/1-fit"]) == 2
+    assert main([*fit, "--ckpt_path", "runs/SimpleNet/1-fit"]) == 2
     error = capsys.readouterr().err
     assert (
         "the fit of the checkpoint is complete (trainer.max_epochs is 1, and 1 are done)" in error
     )
     assert "on other training images: 1 are new and 0 are missing; leave --ckpt_path out" in error
-    assert not Path("runs/PaDiM/2-fit").exists()
+    assert not Path("runs/SimpleNet/2-fit").exists()
 
 
 @pytest.mark.slow
@@ -279,10 +280,10 @@ def test_a_fit_that_resumes_on_other_images_says_so(
     Maker(5).picture(train / "new.png")
     Maker(6).picture(train / "newer.png")
     (train / "000.png").unlink()
-    assert main([*fit, "--trainer.max_epochs=2", "--ckpt_path", "runs/PaDiM/1-fit"]) == 0
+    assert main([*fit, "--trainer.max_epochs=2", "--ckpt_path", "runs/SimpleNet/1-fit"]) == 0
     message = "the training images differ from those of the checkpoint: 2 are new and 1 are missing"
     assert message in capsys.readouterr().err
-    fitted = torch.load(f"runs/PaDiM/2-fit/{LAST}", weights_only=True)["fitted_images"]
+    fitted = torch.load(f"runs/SimpleNet/2-fit/{LAST}", weights_only=True)["fitted_images"]
     assert len(fitted) == 4  # the test must contain none of them
 
 

@@ -338,7 +338,10 @@ def test_fit_test_and_predict(
         assert sheet.width == 5 * 240 + 4 * 4  # image, coarse, fine, map, mask
     tested = ["test", "--ckpt_path", str(checkpoint), "--output.root", str(tmp_path / "t")]
     assert main(tested) == 0
-    assert json.loads((tmp_path / "t/run/1/metrics.json").read_text())["run"]["method"] == "CLIPADA"
+    assert (
+        json.loads((tmp_path / "t/CLIPADA/1-test/metrics.json").read_text())["run"]["method"]
+        == "CLIPADA"
+    )
     predicted = ["predict", "--ckpt_path", str(checkpoint), "--output.stages", "true"]
     assert main([*predicted, "--output.root", str(tmp_path / "p")]) == 0
     with Image.open(next((tmp_path / "p").rglob("maps/**/*.png"))) as sheet:
@@ -459,7 +462,7 @@ def test_two_processes_learn_together(
     for epoch in (slice(None, half), slice(half, None)):
         assert not set(first[epoch]) & set(second[epoch])
     assert set(first[:half]) | set(second[:half]) == set(first[half:]) | set(second[half:])
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["1"]
+    assert [path.name for path in (tmp_path / "CLIPADA").iterdir()] == ["1-fit"]
     checkpoint = tmp_path / "CLIPADA" / "1-fit" / "checkpoints" / "last.ckpt"
     kept = torch.load(checkpoint, weights_only=True)
     assert all(value.isfinite().all() for value in kept["state_dict"].values())

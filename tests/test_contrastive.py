@@ -197,7 +197,9 @@ def test_fit_exports_weights_and_resumes_where_it_stopped(
     checkpoint = next((root / "tiny" / "2-fit" / "checkpoints").glob("*.ckpt"))
     resumed = ["--trainer.max_epochs", "2", "--ckpt_path", str(checkpoint)]
     assert main(run_command_line(tiny, root, *resumed)) == 0
-    ours, theirs = (load_file(root / "tiny" / number / "clip.safetensors") for number in ("1", "3"))
+    ours, theirs = (
+        load_file(root / "tiny" / f"{number}-fit" / "clip.safetensors") for number in ("1", "3")
+    )
     assert all(value.dtype == torch.float16 for value in ours.values())
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     with safe_open(whole / "clip.safetensors", "pt") as file:
@@ -240,7 +242,7 @@ def test_two_processes_share_the_scenes(tiny: Path, tmp_path: Path) -> None:
     more += ["--trainer.precision", "bf16-mixed"]
     done = run_command(run_command_line(tiny, tmp_path, *more), processes=2)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert [path.name for path in (tmp_path / "tiny").iterdir()] == ["1"]
+    assert [path.name for path in (tmp_path / "tiny").iterdir()] == ["1-fit"]
     run = tmp_path / "tiny" / "1-fit"
     [checkpoint] = (run / "checkpoints").glob("*.ckpt")
     # Six scenes are one full step: each of the two processes uses two scenes per step.

@@ -65,7 +65,7 @@ def test_the_same_seed_gives_the_same_numbers(command: Command, tmp_path: Path) 
     for seed in (1, 1, 2):
         assert main(command("test", f"--seed_everything={seed}")) == 0
     runs = tmp_path / "runs" / "sdp"
-    first, second, other = ((runs / n / "scores.csv").read_text() for n in "123")
+    first, second, other = ((runs / f"{n}-test" / "scores.csv").read_text() for n in "123")
     assert first == second != other
 
 
@@ -119,7 +119,7 @@ def test_more_processes_than_images(command: Command, mvtec_root: Path, tmp_path
     done = run_command([*words, "--trainer.devices=3"], processes=3)
     assert done.returncode == 2, done.stderr[-2000:]
     assert "anomaly_clip: 2 images cannot be shared by 3 processes" in done.stderr
-    assert not list((tmp_path / "runs").glob("*/1"))
+    assert not list((tmp_path / "runs").glob("*/1-*"))
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_a_mistake_is_one_line_and_leaves_no_files(
     assert lines[-1].startswith(f"anomaly_clip: {message}")
     assert not any("Traceback" in line for line in lines)
     assert not list((tmp_path / "runs").rglob("*.*"))
-    assert not list((tmp_path / "runs").glob("*/1"))
+    assert not list((tmp_path / "runs").glob("*/1-*"))
 
 
 def _spoil(root: Path, what: str) -> None:
@@ -219,7 +219,7 @@ def test_a_mistake_in_the_data_is_one_line(
     err = capsys.readouterr().err
     assert message in err.strip().splitlines()[-1]
     assert "Traceback" not in err
-    assert not list((tmp_path / "runs").glob("*/1"))
+    assert not list((tmp_path / "runs").glob("*/1-*"))
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ def test_a_truncated_image_is_named(
     assert main(command("test", *more)) == 2
     err = capsys.readouterr().err.strip().splitlines()[-1]
     assert err.startswith(f"anomaly_clip: {broken}: the image cannot be decoded")
-    assert not list((tmp_path / "runs").glob("*/1"))
+    assert not list((tmp_path / "runs").glob("*/1-*"))
 
 
 @pytest.fixture
@@ -379,7 +379,7 @@ def test_verbs_that_sdp_does_not_support(
 ) -> None:
     assert main(command("fit")) == 2
     assert "SDP is zero-shot and has nothing to fit" in capsys.readouterr().err
-    assert not list((tmp_path / "runs").glob("*/1"))
+    assert not list((tmp_path / "runs").glob("*/1-*"))
     assert main(command("validate")) == 2
     assert "MVTecAD has no validation split" in capsys.readouterr().err
 
@@ -418,7 +418,7 @@ def test_an_interrupted_run_ends_with_130_and_leaves_nothing(
     assert main(command("test")) == 130
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last == "anomaly_clip: interrupted: run the same command again"
-    assert not list((tmp_path / "runs").glob("*/1"))
+    assert not list((tmp_path / "runs").glob("*/1-*"))
 
 
 @pytest.mark.parametrize(

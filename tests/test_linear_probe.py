@@ -129,7 +129,7 @@ def test_a_frozen_backbone(root: Path, tmp_path: Path, capsys: pytest.CaptureFix
     # ``predict`` writes the same scores.
     line = ["predict", "--ckpt_path", str(fitted(runs)), "--output.root", str(tmp_path / "p")]
     assert main(line) == 0
-    [written] = (tmp_path / "p").glob("*/1/scores.csv")
+    [written] = (tmp_path / "p").glob("*/1-*/scores.csv")
     assert scores(written.parent) == rows
 
 
@@ -267,7 +267,7 @@ def test_two_processes_match_one(root: Path, tmp_path: Path) -> None:
         str(tmp_path / "two" / "LinearProbe" / "1-fit" / "config-fit.yaml"),
     ]
     again += ["--ckpt_path", str(fitted(tmp_path / "two")), "--trainer.callbacks", "null"]
-    again += ["--output.root", str(tmp_path / "tested"), "--output.name", "run"]
+    again += ["--output.root", str(tmp_path / "tested"), "--output.name", "again"]
     for part in (line, again):
         done = run_command(part, processes=2)
         assert done.returncode == 0, done.stderr[-2000:]
@@ -278,7 +278,7 @@ def test_two_processes_match_one(root: Path, tmp_path: Path) -> None:
     assert sorted(first[:16] + second[:16]) == list(range(32))
     states = [state_of(fitted(tmp_path / name)) for name in ("one", "two")]
     assert_close(states[0], states[1], atol=1e-5, rtol=1e-4)
-    alone, shared = run_test(tmp_path / "one"), tmp_path / "tested" / "LinearProbe" / "1-fit"
+    alone, shared = run_test(tmp_path / "one"), tmp_path / "tested" / "again" / "1-test"
     means = [json.loads((run / "metrics.json").read_text())["mean"] for run in (alone, shared)]
     assert means[0] == pytest.approx(means[1])
     assert [row["predicted"] for row in scores(alone)] == [

@@ -340,7 +340,7 @@ def predict_options(tiny_sdp: list[str], mvtec_root: Path) -> list[str]:
 
 def test_a_predict_shows_the_highest_scores(predict_options: list[str], tmp_path: Path) -> None:
     assert main(["predict", *predict_options]) == 0
-    run = tmp_path / "runs" / "own" / "1-test"
+    run = tmp_path / "runs" / "own" / "1-predict"
     seen = read(run / PAGE)
     assert seen.texts["h1"] == ["SDP on ImageFolder, predict"]
     assert "td" not in seen.texts

@@ -130,7 +130,7 @@ def test_activation_and_positions(tiny_sdp: list[str], mvtec_root: Path, tmp_pat
     words = ["test", *tiny_sdp, "--output.page=false"]
     assert main([*words, *options]) == 0
     assert main(words) == 0
-    changed, default = (tmp_path / "runs" / "sdp" / number for number in "12")
+    changed, default = (tmp_path / "runs" / "sdp" / f"{number}-test" for number in "12")
     texts = items(changed)
     assert texts["activation"] == "QuickGELU"
     assert texts["interpolation of positional embeddings"] == "bicubic"

@@ -229,7 +229,7 @@ def three(mvtec_root: Path) -> Path:
 
 
 def state_of(runs: Path, number: int = 1) -> dict[str, Tensor]:
-    path = runs / "RegAD" / str(number) / "checkpoints" / "last.ckpt"
+    path = runs / "RegAD" / f"{number}-fit" / "checkpoints" / "last.ckpt"
     state: dict[str, Tensor] = torch.load(path, weights_only=True)["state_dict"]
     return state
 
@@ -245,7 +245,7 @@ def test_fit_and_test_from_the_checkpoint_alone(three: Path, tmp_path: Path) -> 
     assert int(state["network.stem.1.num_batches_tracked"]) == 2 * 2 * 2
     line = ["test", "--ckpt_path", str(checkpoint), "--output.root", str(tmp_path / "test")]
     assert main([*line, "--output.maps", "true"]) == 0
-    [run] = (tmp_path / "test").glob("*/1")
+    [run] = (tmp_path / "test").glob("*/1-*")
     metrics = json.loads((run / "metrics.json").read_text())
     protocol = metrics["run"]["protocol"]
     expected = {"shots": 2, "rounds": 2, "select": "last", "train_categories": "others"}
@@ -444,7 +444,9 @@ def test_a_resumed_selection_equals_the_uninterrupted_one(three: Path, tmp_path:
     [between] = (tmp_path / "RegAD" / "1-fit" / "checkpoints").glob("epoch=0-*.ckpt")
     assert main([*line, "--ckpt_path", str(between)]) == 0
     bests = [
-        torch.load(tmp_path / "RegAD" / n / "checkpoints" / "last.ckpt", weights_only=True)["best"]
+        torch.load(
+            tmp_path / "RegAD" / f"{n}-fit" / "checkpoints" / "last.ckpt", weights_only=True
+        )["best"]
         for n in ("1", "2")
     ]
     assert bests[0]["epoch"] == bests[1]["epoch"] in (-1, 0)

@@ -110,7 +110,7 @@ def test_three_processes_learn_together_and_test_as_one(command: Command, tmp_pa
     for processes in (1, 3):
         test = command("test", f"--output.name=test{processes}")
         run([*test, "--ckpt_path", str(folder / "checkpoints" / "last.ckpt")], processes)
-        tests.append(tmp_path / "runs" / f"test{processes}" / "1-fit")
+        tests.append(tmp_path / "runs" / f"test{processes}" / "1-test")
     assert files_of(tests[0]) == files_of(tests[1])
     contents: list[Any] = [json.loads((test / "metrics.json").read_text()) for test in tests]
     assert contents[1]["mean"] == pytest.approx(contents[0]["mean"], abs=1e-6)

@@ -178,11 +178,11 @@ def test_a_resumed_fit_equals_the_uninterrupted_one(
     assert main(line) == 0
     [between] = (tmp_path / "SimpleNet" / "1-fit" / "checkpoints").glob("epoch=0-*.ckpt")
     assert main([*line, "--ckpt_path", str(between)]) == 0
-    assert_close(state_of(tmp_path), state_of(tmp_path, "run/2"), atol=0, rtol=0)
+    assert_close(state_of(tmp_path), state_of(tmp_path, 2), atol=0, rtol=0)
     bests = [
-        torch.load(tmp_path / "SimpleNet" / n / "checkpoints" / "last.ckpt", weights_only=True)[
-            "best"
-        ]
+        torch.load(
+            tmp_path / "SimpleNet" / f"{n}-fit" / "checkpoints" / "last.ckpt", weights_only=True
+        )["best"]
         for n in ("1", "2")
     ]
     assert (bests[0] is None) == (select == "last")

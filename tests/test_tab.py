@@ -218,7 +218,9 @@ def test_a_resumed_fit_equals_the_uninterrupted_one(
     assert main(line) == 0
     [between] = (tmp_path / "TAB" / "1-fit" / "checkpoints").glob("epoch=0-*.ckpt")
     assert main([*line, "--ckpt_path", str(between)]) == 0
-    states = [load_file(tmp_path / "TAB" / n / "tab_resnet18.safetensors") for n in ("1", "2")]
+    states = [
+        load_file(tmp_path / "TAB" / f"{n}-fit" / "tab_resnet18.safetensors") for n in ("1", "2")
+    ]
     assert_close(states[0], states[1], atol=0, rtol=0)
 
 

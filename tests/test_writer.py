@@ -145,7 +145,7 @@ def test_a_partial_run_is_labelled(
 
 def test_predict_writes_scores_and_images(command: Command, tmp_path: Path) -> None:
     assert main(command("predict")) == 0
-    run = tmp_path / "runs" / "sdp" / "1-test"
+    run = tmp_path / "runs" / "sdp" / "1-predict"
     expected = {"config-predict.yaml", "predict.json", "scores.csv", "maps", "gallery"}
     expected |= {"report.html"}
     assert {p.name for p in run.iterdir()} == expected
@@ -153,15 +153,15 @@ def test_predict_writes_scores_and_images(command: Command, tmp_path: Path) -> N
     assert len(rows) == len(list((run / "maps").rglob("*.png"))) == 8
     assert all(row["image_score"] == row["r0"] for row in rows)  # not rescaled over the data set
     assert main(command("predict", "--output.maps=false", "--output.name=plain")) == 0
-    assert not (tmp_path / "runs" / "plain" / "1-test" / "maps").exists()
+    assert not (tmp_path / "runs" / "plain" / "1-predict" / "maps").exists()
 
 
 def test_a_new_folder_is_created_on_first_access(tmp_path: Path) -> None:
     writer = RunWriter(str(tmp_path / "runs"), "mine")
     assert not (tmp_path / "runs").exists()
-    assert writer.folder == tmp_path / "runs" / "mine" / "1-test"
+    assert writer.folder == tmp_path / "runs" / "mine" / "1-run"
     assert writer.folder.is_dir()
-    assert RunWriter(str(tmp_path / "runs"), "mine").folder.name == "2"
+    assert RunWriter(str(tmp_path / "runs"), "mine").folder.name == "2-run"
     assert writer.num_scored == 0
 
 
@@ -215,10 +215,10 @@ def test_results_of_test_and_predict_are_not_mixed(
 
 def test_a_folder_without_a_result_is_removed_unless_it_existed(tmp_path: Path) -> None:
     new = RunWriter(root=str(tmp_path / "runs"), name="a")
-    assert new.folder == tmp_path / "runs" / "a" / "1-test"
+    assert new.folder == tmp_path / "runs" / "a" / "1-run"
     (new.folder / "config-test.yaml").write_text("")
     new.abandon()
-    assert not (tmp_path / "runs" / "a" / "1-test").exists()
+    assert not (tmp_path / "runs" / "a" / "1-run").exists()
     existing = tmp_path / "existing"
     existing.mkdir()
     for folder, stays in ((existing, True), (tmp_path / "new", False)):
