@@ -11,7 +11,7 @@ the first use of a name of this module.
 
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from anomaly_clip import backbones, data, decisions, methods, metrics, synthesis, testing
@@ -54,6 +54,8 @@ if TYPE_CHECKING:
         WinCLIP,
     )
     from anomaly_clip.prediction import Prediction
+    from anomaly_clip.recording.writer import RunWriter
+    from anomaly_clip.reporting.report import report
     from anomaly_clip.sources import load
 
 __all__ = [
@@ -87,6 +89,7 @@ __all__ = [
     "RealIAD",
     "RegAD",
     "Resize",
+    "RunWriter",
     "SDPPlus",
     "SimpleNet",
     "VisA",
@@ -99,6 +102,7 @@ __all__ = [
     "load",
     "methods",
     "metrics",
+    "report",
     "synthesis",
     "testing",
 ]
@@ -108,8 +112,10 @@ _MODULES = {
     "Calibration": "decisions.calibration",
     "Detector": "detector",
     "Prediction": "prediction",
+    "RunWriter": "recording.writer",
     "fit": "fitting",
     "load": "sources",
+    "report": "reporting.report",
     **dict.fromkeys(("CLIPADA", "RD4AD", "SDP", "TAB", "AnomalyMethod", "Contrastive"), "methods"),
     **dict.fromkeys(("LinearProbe", "PaDiM", "PatchCore", "RegAD", "SDPPlus"), "methods"),
     **dict.fromkeys(("SimpleNet", "WinCLIP"), "methods"),

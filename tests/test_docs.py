@@ -9,12 +9,10 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from helpers import save_picture, write_mvtec
-from PIL import Image, ImageShow
 
 from anomaly_clip.cli import main
 from anomaly_clip.testing import run_checks
@@ -109,33 +107,6 @@ def test_every_command_parses(
 def blocks(page: str, language: str) -> list[str]:
     """Return the code blocks of a page in a language."""
     return re.findall(rf"^```{language}\n(.*?)^```", text_of(ROOT / page), re.MULTILINE | re.S)
-
-
-def test_the_python_of_the_readme_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    shown: list[Image.Image] = []
-
-    def view(image: Image.Image, title: str | None = None) -> bool:
-        shown.append(image)
-        return title is not None
-
-    monkeypatch.setattr(ImageShow, "show", view)
-    monkeypatch.chdir(tmp_path)
-    save_picture(Path("photos", "IMG_0001.JPG"))
-    (code,) = blocks("README.md", "python")
-    exec(compile(code, "README.md", "exec"), {})
-    score, decision = capsys.readouterr().out.split()
-    assert 0 < float(score) < 1
-    assert decision == "None"
-    assert shown[0].size == (40, 40)
-
-
-def test_the_lightning_example_of_the_python_page_runs() -> None:
-    names: dict[str, Any] = {}
-    exec(compile(blocks("docs/howto/python.md", "python")[-1], "python.md", "exec"), names)
-    results = names["method"].results["categories"]["brass washer"]
-    assert 0.5 < results["image_auroc"] <= 1
 
 
 @pytest.fixture

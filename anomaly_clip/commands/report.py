@@ -10,8 +10,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from anomaly_clip.errors import UserError, suggest
-from anomaly_clip.files import ESCAPING, atomic_path, write_csv
+from anomaly_clip.errors import UserError
 from anomaly_clip.progress import say
 from anomaly_clip.reporting.comparison import ComparisonTable, compare_runs
 from anomaly_clip.reporting.page import write_page
@@ -19,6 +18,13 @@ from anomaly_clip.reporting.protocol import protocol_report
 from anomaly_clip.reporting.published import PublishedTable, PublishedTables
 from anomaly_clip.reporting.published_comparison import compare_with_published
 from anomaly_clip.reporting.published_reader import load_published
+from anomaly_clip.reporting.report import (
+    FORMATS,
+    check_files,
+    find_table,
+    weights_by_file,
+    write_files,
+)
 from anomaly_clip.reporting.run_matching import differences
 from anomaly_clip.results.finished_run import FinishedRun
 from anomaly_clip.results.run_reader import find_runs
@@ -34,12 +40,9 @@ def run_report(words: Sequence[str]) -> int:
     """
     source = load_published()
     options = _parser(source).parse_args(list(words[1:]))
-    for option in ("csv", "markdown", "html"):
-        file = getattr(options, option)
-        if file is not None and file.is_dir():
-            raise UserError(f"--{option} {file} is a folder: name a file in it")
-    table = None if options.table is None else _find_table(options.table, source)
-    weights_kinds = _weights_kinds(options.weights, source)
+    check_files(_files(options))
+    table = None if options.table is None else find_table(options.table, source)
+    weights_kinds = weights_by_file(options.weights, source)
     if table is None and options.dry_run:
         raise UserError(
             "--dry-run lists the runs that a published table needs: name the table with --table "
@@ -224,26 +227,6 @@ def _parser(source: PublishedTables) -> argparse.ArgumentParser:
     return parser
 
 
-def _find_table(name: str, source: PublishedTables) -> PublishedTable:
-    if name not in source.tables:
-        hint = suggest(name, source.tables) or f"there are {', '.join(source.tables)}"
-        raise UserError(f"--table {name}: no such table; {hint}")
-    return source.tables[name]
-
-
-def _weights_kinds(words: Sequence[str], source: PublishedTables) -> dict[Path, str]:
-    """Return the kind of each weights file that ``--weights`` names."""
-    kinds = {row.run.weights for t in source.tables.values() for row in t.rows if row.run}
-    kind_by_file = {}
-    for word in words:
-        kind, _, file = word.partition("=")
-        if kind not in kinds or not file:
-            valid = ", ".join(sorted(kinds))
-            raise UserError(f"--weights {word}: expected KIND=FILE, with KIND one of {valid}")
-        kind_by_file[Path(file).expanduser().resolve()] = kind
-    return kind_by_file
-
-
 def _list_commands(
     table: PublishedTable,
     runs: Sequence[FinishedRun],
@@ -274,17 +257,9 @@ def _write_files(comparison: ComparisonTable, options: argparse.Namespace) -> No
     Raises:
         UserError: If a file cannot be written.
     """
-    pages = {"markdown": comparison.table.markdown, "html": comparison.table.html}
-    for option in ("csv", *pages):
-        file = getattr(options, option)
-        if file is None:
-            continue
-        try:
-            if option == "csv":
-                write_csv(file, comparison.data.header, comparison.data.rows)
-            else:
-                with atomic_path(file) as temporary:
-                    temporary.write_text(pages[option](), encoding="utf-8", errors=ESCAPING)
-        except OSError as error:
-            raise UserError(f"--{option} {file}: cannot be written ({error.strerror})") from None
+    for file in write_files(comparison, _files(options)):
         say(f"written: {file}")
+
+
+def _files(options: argparse.Namespace) -> dict[str, Path | None]:
+    return {name: getattr(options, name) for name in FORMATS}

@@ -171,8 +171,11 @@ class RunWriter(Callback):
         )
         if not trainer.is_global_zero:
             return
-        with atomic_path(self.folder / f"config-{stage}.yaml") as temporary:
-            temporary.write_text(self.config, encoding="utf-8")
+        config = self.folder / f"config-{stage}.yaml"
+        config.unlink(missing_ok=True)
+        if self.config:  # empty from Python
+            with atomic_path(config) as temporary:
+                temporary.write_text(self.config, encoding="utf-8")
         log_config(trainer.loggers, self.config, self.folder)
         say(self._start_line(pl_module, trainer, stage))
         if _is_random(pl_module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -73,8 +74,12 @@ class ReportTable:
     printed: Sequence[int] | None = None
     ranked_by: str = ""
 
-    def print(self) -> None:
-        """Print the table; at most `MAX_PRINTED` categories, those with the lowest values."""
+    def print(self, console: Console | None = None) -> None:
+        """Print the table; at most `MAX_PRINTED` categories, those with the lowest values.
+
+        Args:
+            console: Where to print; default: standard output.
+        """
         lines, omission_notes = self._printed_lines()
         columns = range(len(self.headings)) if self.printed is None else self.printed
         padding = 1 if len(columns) <= MAX_PADDED else 0  # in addition to one space from the box
@@ -92,7 +97,7 @@ class ReportTable:
                 table.add_section()
             cells = (Text(line.cells[column]) for column in columns)
             table.add_row(*cells, style=STYLES.get(line.kind))
-        console = Console(highlight=False)
+        console = console or Console(highlight=False)
         console.print(Text(self.title, style="bold"), soft_wrap=True)
         for note in self.notes:
             values = [column for column in columns if column >= self.num_names]
@@ -129,9 +134,20 @@ class ReportTable:
         parts = [f"# {_escape_markdown(self.title)}", *notes, "\n".join(grid), "\n".join(legend)]
         return "\n\n".join(part for part in parts if part) + "\n"
 
+    def text(self) -> str:
+        """Return the table as plain text, as :meth:`print` prints it."""
+        console = Console(file=io.StringIO(), highlight=False, color_system=None)
+        with console.capture() as captured:
+            self.print(console)
+        return captured.get().rstrip("\n")
+
     def html(self) -> str:
         """Return the table as a self-contained HTML page."""
         return render("table.html.jinja", table=self)
+
+    def fragment(self) -> str:
+        """Return the table as HTML for a place in another page, such as a notebook."""
+        return render("table_fragment.html.jinja", table=self)
 
 
 def has_mark(lines: Sequence[TableLine], mark: str, columns: Sequence[int]) -> bool:
