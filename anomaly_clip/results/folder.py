@@ -129,7 +129,11 @@ def remove_abandoned(root: Path) -> None:
     Args:
         root: Folder of the runs: ``root/name/<run>``, or ``root/name/<run>/<category>``.
     """
-    for scratch in [*root.glob(f"*/*/{SCRATCH}"), *root.glob(f"*/*/*/{SCRATCH}")]:
+    scratches: list[Path] = []
+    with suppress(OSError):  # another run names or removes its folder at this moment
+        scratches += root.glob(f"*/*/{SCRATCH}")
+        scratches += root.glob(f"*/*/*/{SCRATCH}")
+    for scratch in scratches:
         with suppress(OSError, ValueError):  # not readable, or removed in the meantime
             owners = list(scratch.glob("owner-*"))
             if owners and not scratch.is_symlink() and all(map(_is_gone, owners)):
