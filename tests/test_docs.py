@@ -141,7 +141,7 @@ TINY = ["--model.backbone.weights=random", "--model.image_size=32", "--trainer.a
 def test_the_example_method_works(example: Path) -> None:
     root = write_mvtec(example)
     assert main(["each", "--config=mean_cosine.yaml", f"--data.root={root}", *TINY]) == 0
-    assert (example / "runs" / "mean_cosine" / "1" / "metrics.json").is_file()
+    assert (example / "runs" / "mean_cosine" / "1-test" / "metrics.json").is_file()
     test = importlib.import_module("test_mean_cosine")
     test.test_maps_are_cosine_distances_to_the_mean()
 
@@ -164,7 +164,7 @@ def test_the_example_data_set_works(example: Path) -> None:
     data = ["--data=my_factory.MyFactory", "--data.root=factory"]
     assert main(["check", *data]) == 0
     assert main(["fit", "--config=mean_cosine.yaml", *data, *TINY]) == 0
-    assert main(["test", "--ckpt_path=runs/mean_cosine/1/checkpoints/last.ckpt"]) == 0
+    assert main(["test", "--ckpt_path=runs/mean_cosine/1-fit/checkpoints/last.ckpt"]) == 0
 
 
 def test_the_evidence_page_counts_the_missed_bounds() -> None:
