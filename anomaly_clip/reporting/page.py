@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -21,9 +21,16 @@ from anomaly_clip.records import source_of
 from anomaly_clip.reporting.charts import HEIGHT, MAX_LINES, WIDTH, build_charts, build_legend
 from anomaly_clip.reporting.decisions_view import build_view, missing_calibration, number_text
 from anomaly_clip.reporting.drift_chart import build_drift_chart
-from anomaly_clip.reporting.image_table import build_image_table
+from anomaly_clip.reporting.image_table import build_image_table, short_name
 from anomaly_clip.reporting.metrics_table import heading, marked_percent
-from anomaly_clip.reporting.protocol_text import MAX_ENTRIES, protocol_text, record_text, value_text
+from anomaly_clip.reporting.page_paths import without_folders
+from anomaly_clip.reporting.protocol_text import (
+    MAX_ENTRIES,
+    protocol_text,
+    record_text,
+    unset_last,
+    value_text,
+)
 from anomaly_clip.reporting.templates import render
 from anomaly_clip.results.finished_run import printable
 from anomaly_clip.results.run_files import (
@@ -61,7 +68,7 @@ def write_page(folder: Path) -> Path:
     Raises:
         UserError: If the folder is not the folder of a finished run, or contains a damaged file.
     """
-    files = read_files(folder)
+    files = without_folders(read_files(folder))
     page = _render(files, MAX_IMAGE_BYTES)
     if len(page) > MAX_PAGE_BYTES:  # if there are very many names, or very long ones
         page = _render(files, 0)
@@ -114,12 +121,12 @@ def _render(files: RunFiles, image_bytes: int) -> bytes:
         linked=any(image["full"] for image in images) or bool(table and table["drawings"]),
         shown={key for image in images for key, value in image.items() if value},
         unreadable=[
-            (printable(path), printable(reason)) for path, reason in files.unreadable[:MAX_ENTRIES]
+            (short_name(path), printable(reason)) for path, reason in files.unreadable[:MAX_ENTRIES]
         ],
         num_unreadable=len(files.unreadable),
         confusion=None if files.confusion is None else _embed_image(files.confusion),
-        protocol=protocol_text(mapping(run.get("protocol"))),
-        weights=record_text(mapping(run.get("weights"))),
+        protocol=unset_last(protocol_text(mapping(run.get("protocol")))),
+        weights=unset_last(record_text(mapping(run.get("weights")))),
         seed=run.get("seed"),
         checkpoint=value_text(run.get("checkpoint")),
         versions=mapping(run.get("versions")),
@@ -165,8 +172,6 @@ def _counted(count: int, singular: str, plural: str) -> str:
 
 def _weights_name(weights: Mapping[str, Any]) -> str:
     backbone, kind = weights.get("backbone"), source_of(weights)
-    if PurePath(kind).is_absolute():  # the page may be given away
-        kind = PurePath(kind).name
     return f"{kind} weights" if backbone == kind else f"{backbone} with weights {kind}"
 
 
