@@ -317,7 +317,7 @@ def test_a_test_ends_with_its_page(tiny_sdp: list[str], tmp_path: Path) -> None:
     listed = json.loads((run / "gallery" / "gallery.json").read_text())["pictures"]
     assert {image["kind"] for image in listed} == {"false_alarm", "miss", "hit"}
     for image in listed:  # the empty mask of a normal image is left out
-        num_panels = 3 if image["label"] else 2
+        num_panels = 4 if image["label"] else 3
         with Image.open(run / "gallery" / image["picture"]) as sheet:
             assert sheet.width == num_panels * 192 + (num_panels - 1) * 4
 

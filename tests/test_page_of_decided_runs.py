@@ -48,7 +48,7 @@ def test_the_gallery_of_a_predict_shows_decisions(planks: Planks, tmp_path: Path
             assert image["contour"]
             with Image.open(run / "gallery" / image["picture"]) as sheet:
                 # 40 x 56 pixels: not made square; without marked pixels, there is no heat map.
-                assert sheet.size == ((192 * 2 + 4, 137) if image["heat"] else (192, 137))
+                assert sheet.size == ((192 * 3 + 8, 137) if image["heat"] else (192, 137))
         anomalous = [image["score"] for image in listed if image["kind"] == "anomalous"]
         assert anomalous == sorted(anomalous, reverse=True)
         contours[name] = {image["kind"] for image in listed}

@@ -284,6 +284,9 @@
     document.dispatchEvent(new CustomEvent("category", { detail: data.names.length > 1 ? chosen : ALL }));
   };
 
+  const panels = byId("all-panels");
+  if (panels) panels.parentElement.hidden = false;  // without a script, they stay hidden
+  panels?.addEventListener("change", () => document.body.classList.toggle("panels", panels.checked));
   select?.addEventListener("change", () => show(Number(select.value)));
   for (const row of document.querySelectorAll("#metrics tbody tr")) {
     const choose = () => {

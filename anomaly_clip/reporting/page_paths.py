@@ -118,9 +118,7 @@ def without_folders(files: RunFiles) -> RunFiles:
             name: replace(entry, sentence=names.text(entry.sentence))
             for name, entry in decisions.categories.items()
         }
-        decisions = replace(
-            decisions, source=names.value(decisions.source), categories=categories
-        )
+        decisions = replace(decisions, source=names.value(decisions.source), categories=categories)
     return replace(
         files,
         run=names.record(files.run),

@@ -6,11 +6,11 @@ A run of ``each`` stores scores, curves and images in one folder per category.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,8 @@ from anomaly_clip.results.selection import HEADINGS_BY_KIND, Kind
 from anomaly_clip.results.warnings import UNCERTAIN_WARNING, unreadable_warnings, weights_remark
 
 __all__ = ["CategoryScores", "GalleryImage", "ImageRow", "RunFiles", "mapping", "read_files"]
+
+Number = TypeVar("Number", int, float)
 
 
 class CategoryScores(NamedTuple):
@@ -91,9 +93,20 @@ class GalleryImage(NamedTuple):
     p_value: float | None = None
     decision: str | None = None
     has_contour: bool = False
-    """True if the image shows the contour of the pixels above the map threshold."""
+    """True if the image or its overlay has the contour of the pixels above the map threshold."""
     has_heat: bool = True
     """True if there is a heat map next to the image."""
+    has_overlay: bool = False
+    """True if the second panel is the heat map on the image; False of earlier versions' runs."""
+    scale: tuple[float, float] | None = None
+    """Map values at both ends of the colour scale; None if not recorded."""
+    panel: tuple[int, int] | None = None
+    """Width and height of each panel in pixels; None if not recorded."""
+
+    @property
+    def num_panels(self) -> int:
+        """Number of panels side by side: image, overlay, heat map, mask."""
+        return 1 + self.has_overlay + self.has_heat + self.has_mask
 
 
 @dataclass(frozen=True)
@@ -325,11 +338,21 @@ def _read_gallery(part: Path, folder: Path) -> list[GalleryImage]:
                     None if entry.get("decision") is None else str(entry["decision"]),
                     bool(entry.get("contour")),
                     bool(entry.get("heat", True)),
+                    bool(entry.get("overlay")),
+                    _pair(entry.get("scale"), float),
+                    _pair(entry.get("panel"), int),
                 )
             )
     except (KeyError, TypeError, ValueError, OverflowError, OSError) as error:
         raise UserError(f"{file}: damaged ({error}): {REPEAT_TEST}") from None
     return images
+
+
+def _pair(value: Any, kind: Callable[[Any], Number]) -> tuple[Number, Number] | None:
+    if value is None:
+        return None
+    first, second = value
+    return kind(first), kind(second)
 
 
 def _read_drawings(part: Path, folder: Path) -> dict[str, str]:
