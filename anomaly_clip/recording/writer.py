@@ -23,7 +23,7 @@ from anomaly_clip.metrics.evaluator import Results
 from anomaly_clip.progress import number_of, say, show_table
 from anomaly_clip.recording.decision_record import no_decisions
 from anomaly_clip.recording.gallery import MAP_SIDE, draw_gallery
-from anomaly_clip.recording.image_records import ImageRecords
+from anomaly_clip.recording.image_records import ImageRecords, with_kinds
 from anomaly_clip.recording.metrics_record import image_counts, protocol_of_test, table_title
 from anomaly_clip.recording.run_conditions import environment
 from anomaly_clip.recording.run_decisions import RunDecisions
@@ -279,7 +279,7 @@ class RunWriter(Callback):
             self._remove_stale()
             self.unreadable.take_test(_data(trainer), pl_module)
             self._write_metrics(trainer, pl_module, pl_module.results, rows, without_pixels)
-            self._write_scores(pl_module, rows)
+            self._write_scores(pl_module, with_kinds(rows, _data(trainer).samples("test")))
             pl_module.write_extras(self.folder)
             self._draw_confusion(trainer, pl_module, len(rows))
         self._write_maps(trainer, pl_module, rows, ranges)

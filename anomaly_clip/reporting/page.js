@@ -256,6 +256,9 @@
     for (const row of document.querySelectorAll("#metrics tbody tr")) {
       row.classList.toggle("chosen", Number(row.dataset.category) === chosen);
     }
+    for (const row of document.querySelectorAll("#kinds tbody tr")) {
+      row.hidden = chosen !== ALL && Number(row.dataset.of) !== chosen;
+    }
     for (const button of document.querySelectorAll(".legend button")) {
       button.setAttribute("aria-pressed", String(Number(button.dataset.category) === chosen));
     }
@@ -310,7 +313,7 @@
       const down = button.dataset.down !== "yes";
       button.dataset.down = down ? "yes" : "";
       const value = (row) => {
-        const text = row.cells[column].textContent;
+        const text = row.cells[column].firstChild.textContent;  // without the interval
         return column ? (text === "–" ? -Infinity : Number(text)) : text;
       };
       const order = (a, b) => (value(a) < value(b) ? -1 : value(a) > value(b) ? 1 : 0);

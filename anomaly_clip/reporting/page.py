@@ -21,7 +21,8 @@ from anomaly_clip.reporting.decisions_view import build_view, missing_calibratio
 from anomaly_clip.reporting.drift_chart import build_drift_chart
 from anomaly_clip.reporting.gallery_view import build_gallery, embed_image
 from anomaly_clip.reporting.image_table import build_image_table, short_name
-from anomaly_clip.reporting.metrics_table import heading, marked_percent
+from anomaly_clip.reporting.metrics_table import heading
+from anomaly_clip.reporting.metrics_view import MetricsView, interval_text
 from anomaly_clip.reporting.page_paths import without_folders
 from anomaly_clip.reporting.protocol_text import (
     MAX_ENTRIES,
@@ -49,8 +50,6 @@ FEW_IMAGES = 10
 """Number of normal or of anomalous images below which a warning calls the metrics uncertain."""
 MAX_CONFIG = 200_000
 """Number of characters after which a configuration is truncated."""
-SUMMARY = ("image_auroc", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_pro", "accuracy", "f1")
-"""Metrics whose means are shown at the top."""
 
 
 def write_page(folder: Path) -> Path:
@@ -81,21 +80,20 @@ def _render(files: RunFiles, image_bytes: int) -> bytes:
     cards = {(image["of"], image["path"]): image["number"] for image in images if image["path"]}
     has_two_scores = any(row.is_decision_score for row in files.rows)
     table = build_image_table(files.rows, names, cards, files.drawings) if files.scores else None
+    metrics = MetricsView(files, names)
     decisions, drift, run = files.decisions, build_drift_chart(files.drift, names), files.run
     page = render(
         "page.html.jinja",
         title=_title(files),
         facts=_facts(files),
-        notes=_notes(files),
+        notes=_notes(files, metrics),
         decisions=None if decisions is None else build_view(decisions, files.mean is not None),
         command=missing_calibration(files),
         # The images come first where they were to be decided, and the metrics of a test.
         by_decision=decisions is not None and files.mean is None,
         table=table,
         headings=[heading(name) for name in files.mean or ()],
-        rows=_rows(files),
-        mean=None if files.mean is None else _percent(files, "mean", files.mean),
-        summary=_summary(files),
+        metrics=metrics,
         names=names,
         scores=[_embed_scores(files, name) for name in names] if has_scores else [],
         has_two_scores=has_two_scores,
@@ -170,7 +168,7 @@ def _weights_name(weights: Mapping[str, Any]) -> str:
     return f"{kind} weights" if backbone == kind else f"{backbone} with weights {kind}"
 
 
-def _notes(files: RunFiles) -> list[str]:
+def _notes(files: RunFiles, metrics: MetricsView) -> list[str]:
     """Return the warnings to read before the metrics."""
     protocol = mapping(files.run.get("protocol"))
     notes = list(files.warnings)
@@ -196,40 +194,15 @@ def _notes(files: RunFiles) -> list[str]:
             parts = [
                 _counted(count, f"{kind} image", f"{kind} images") for kind, count in few.items()
             ]
-            notes.append(f"Only {' and '.join(parts)}: the metrics are uncertain")
+            note = f"Only {' and '.join(parts)}: the metrics are uncertain"
+            if metrics.mean_interval is not None:
+                ends = interval_text(metrics.mean_interval)
+                note += f"; the 95 % interval of image AUROC is {ends}"
+            notes.append(note)
     return [printable(note) for note in notes]
 
 
 # -- metrics and scores ----------------------------------------------------------------------------
-
-
-def _rows(files: RunFiles) -> list[tuple[str, int | None, int | None, list[str]]]:
-    """Return name, number of images, number of anomalous images and metrics of each category."""
-    protocol = mapping(files.run.get("protocol"))
-    images, anomalous = (mapping(protocol.get(key)) for key in ("images", "anomalous"))
-    return [
-        (
-            category,
-            images.get(category),
-            anomalous.get(category),
-            _percent(files, category, metrics),
-        )
-        for category, metrics in files.metrics.items()
-    ]
-
-
-def _percent(files: RunFiles, row: str, metrics: Mapping[str, float | None]) -> list[str]:
-    """Return the metrics of a category, or their means, in percent; wide bounds are marked."""
-    return marked_percent(metrics, list(files.mean or ()), files.uncertain.get(row, ()))
-
-
-def _summary(files: RunFiles) -> list[tuple[str, str]]:
-    mean = dict(zip(files.mean or (), _percent(files, "mean", files.mean or {}), strict=True))
-    return [
-        (heading(name).replace("\n", " "), mean[name])
-        for name in SUMMARY
-        if files.mean is not None and files.mean.get(name) is not None
-    ]
 
 
 def _embed_scores(files: RunFiles, name: str) -> dict[str, Any] | None:

@@ -72,6 +72,8 @@ class ImageRow(NamedTuple):
     """Reason why the image could not be read; empty otherwise."""
     is_decision_score: bool = False
     """True if the score that decides differs from the one that the metrics are computed from."""
+    image_score: float = math.nan
+    """The score that the metrics are computed from."""
 
 
 class GalleryImage(NamedTuple):
@@ -128,6 +130,7 @@ class RunFiles:
         decisions: Decisions with a calibration; None without one.
         drift: Logarithm (base 10) of the martingale after each image, by category.
         drawings: Drawing of each image in ``maps/``, by path, relative to the run's folder.
+        intervals: Intervals of metrics by category and name, as in ``metrics.json``.
     """
 
     folder: Path
@@ -144,6 +147,7 @@ class RunFiles:
     decisions: Decisions | None = None
     drift: Mapping[str, Sequence[float]] = field(default_factory=dict)
     drawings: Mapping[str, str] = field(default_factory=dict)
+    intervals: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
 
     @cached_property
     def scores(self) -> Mapping[str, CategoryScores]:
@@ -224,6 +228,7 @@ def read_files(folder: Path) -> RunFiles:
         read_decisions(content, file),
         _read_drift(folder / DRIFT_FILE),
         {path: file for part in parts for path, file in _read_drawings(part, folder).items()},
+        _read_intervals(content),
     )
 
 
@@ -233,6 +238,14 @@ def _checked_mean(content: Mapping[str, Any], file: Path) -> Mapping[str, float 
         problem = f"has {printable(value)} for the mean {printable(name)}, not a fraction"
         expect(is_fraction(value), file, problem)
     return mean
+
+
+def _read_intervals(content: Mapping[str, Any]) -> dict[str, dict[str, tuple[float, float]]]:
+    """Return the intervals, which :func:`~.run_reader.parse_run` has checked."""
+    return {
+        category: {name: (float(ends[0]), float(ends[1])) for name, ends in bounds.items()}
+        for category, bounds in mapping(content.get("intervals")).items()
+    }
 
 
 def _read_rows(file: Path) -> list[ImageRow]:
@@ -278,6 +291,7 @@ def _parse_row(row: Mapping[str, str]) -> ImageRow | None:
         row.get("defect", ""),
         "",
         bool(row.get("decision_score")),
+        _finite(row["image_score"]),
     )
 
 
