@@ -9,7 +9,7 @@ TOOLS := .venv-tools
 LOWEST ?= python3.10
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test contract soak lowest newest audit dist lint format bench-status clean
+.PHONY: help setup demo test contract docs-test soak lowest newest audit dist lint format bench-status clean
 
 help:  ## show this list
 	@echo "anomaly_clip: visual anomaly detection with CLIP"
@@ -49,7 +49,10 @@ test: $(STAMP)  ## run all tests except the slow ones
 	@$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m 'not slow'
 
 contract: $(STAMP)  ## run the slow tests: resumed and distributed fits, shipped configurations
-	@$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m slow tests
+	@$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m 'slow and not docs' tests
+
+docs-test: $(STAMP)  ## run all commands and Python blocks of README.md, CONTRIBUTING.md, docs/ and examples/
+	@$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m docs --durations 0 --durations-min 1 tests/test_docs_run.py
 
 soak: $(STAMP)  ## kill fits, fill disks, read damaged files, compare processes; writes a result
 	@$(BIN)/python benchmarks/soak.py

@@ -2,7 +2,7 @@
 
     import anomaly_clip
 
-    detector = anomaly_clip.load("runs/own_patchcore/1")
+    detector = anomaly_clip.load("runs/own_patchcore/1-fit")
     detector.predict("photo.jpg").decision
 
 Importing the package is instant: heavy dependencies are loaded by the submodules that use them, at
@@ -11,7 +11,7 @@ the first use of a name of this module.
 
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from anomaly_clip import backbones, data, decisions, methods, metrics, synthesis, testing

@@ -27,6 +27,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from anomaly_clip import __version__
+
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
     from typing_extensions import NotRequired  # in typing since Python 3.11
@@ -277,4 +279,6 @@ def versions() -> dict[str, str]:
             installed[package] = version(package)
         except PackageNotFoundError:
             installed[package] = "not installed as a package"
+    if "anomaly_clip" in installed:  # an editable installation keeps the version of its set-up
+        installed["anomaly_clip"] = __version__
     return installed

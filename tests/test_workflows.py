@@ -11,11 +11,15 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
+RELEASE = ROOT / ".github" / "workflows" / "release.yml"
+PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.y*ml"))
 PINNED = re.compile(r"[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+")
 WRITES = {
     ("codeql", "analyze"): {"security-events"},
+    ("release", "announce"): {"contents"},
     ("release", "attest"): {"attestations", "id-token"},
+    ("release", "publish"): {"id-token"},
 }
 """Permissions to write, which no other job has."""
 LARGEST_TIMEOUT = 90
@@ -25,6 +29,11 @@ each_workflow = pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file
 
 def text_of(file: Path) -> str:
     return file.read_text(encoding="utf-8")
+
+
+def release_jobs() -> dict[str, Any]:
+    jobs: dict[str, Any] = workflow(RELEASE)["jobs"]
+    return jobs
 
 
 def workflow(file: Path) -> dict[Any, Any]:
@@ -48,13 +57,14 @@ def targets() -> set[str]:
 
 
 def missing(command: str) -> list[str]:
-    """Return the lines of a step that are neither a target of make nor a tracked script."""
+    """Return the lines of a step that are no target of make, tracked script or release."""
     lines = []
     for line in filter(None, map(str.strip, command.splitlines())):
         program, _, argument = line.partition(" ")
         exists = {
             "make": argument in targets(),
             "bash": bool(argument) and (ROOT / argument).is_file(),
+            "gh": argument.startswith("release create "),
         }
         if not exists.get(program, False):
             lines.append(line)
@@ -132,22 +142,59 @@ def test_steps_exist_in_the_repository(file: Path) -> None:
 
 def test_a_step_that_does_not_exist_is_noticed() -> None:
     assert missing("make lint") == []
-    lines = ["make tea", "bash .ci/absent", "curl https://example.org | sh"]
+    lines = ["make tea", "bash .ci/absent", "gh api user", "curl https://example.org | sh"]
     assert missing("\n".join(lines)) == lines
 
 
-def test_the_job_that_signs_runs_no_code() -> None:
-    job = workflow(ROOT / ".github" / "workflows" / "release.yml")["jobs"]["attest"]
-    assert not any("run" in step for step in job["steps"])
-    assert not any("checkout" in step["uses"] for step in job["steps"])
+@pytest.mark.parametrize("name", ["announce", "attest", "publish"])
+def test_jobs_that_sign_or_publish_run_no_code_of_the_repository(name: str) -> None:
+    job = release_jobs()[name]
+    assert not any("checkout" in step.get("uses", "") for step in job["steps"])
+    commands = [step["run"] for step in job["steps"] if "run" in step]
+    assert all(command.startswith("gh release create ") for command in commands)
+    assert bool(commands) == (name == "announce")
+
+
+def test_a_release_is_published_by_the_project_after_approval() -> None:
+    jobs = release_jobs()
+    homepage = re.search(r'^Homepage = "https://github.com/(.+)"$', PYPROJECT, re.MULTILINE)
+    assert homepage is not None
+    for name in ("announce", "publish"):
+        assert jobs[name]["if"] == f"github.repository == '{homepage[1]}'", name
+    assert jobs["publish"]["environment"] == "pypi"
+    order = ["build", "attest", "publish", "announce"]
+    assert [jobs[name].get("needs") for name in order] == [None, *order[:-1]]
+    events = workflow(RELEASE)[True]
+    assert events == {"push": {"tags": ["v*"]}}
+
+
+def test_a_release_consists_of_what_was_built() -> None:
+    uploads = {
+        step["with"]["name"]: step["with"]["path"].split()
+        for step in release_jobs()["build"]["steps"]
+        if "upload-artifact" in step.get("uses", "")
+    }
+    assert uploads == {
+        "dist": ["dist/"],
+        "packages": ["dist/*.tar.gz", "dist/*.whl"],
+        "notes": ["build/release_notes.md"],
+    }
+    assert uploads["notes"][0] in text_of(ROOT / ".ci" / "dist")
+    for name, job in release_jobs().items():
+        for step in job["steps"]:
+            if "download-artifact" in step.get("uses", ""):
+                assert step["with"]["name"] in uploads, name
 
 
 def test_all_versions_are_tested() -> None:
-    """The lowest Python runs the suite and the lowest versions; another job has a newer one."""
+    """Each declared Python runs the suite, and the lowest one the lowest versions."""
     jobs = workflow(ROOT / ".github" / "workflows" / "ci.yml")["jobs"]
-    lowest = re.search(r'requires-python = ">=([\d.]+)"', text_of(ROOT / "pyproject.toml"))
+    lowest = re.search(r'requires-python = ">=([\d.]+)"', PYPROJECT)
     assert lowest is not None
-    assert lowest[1] in jobs["test"]["strategy"]["matrix"]["python"]
+    declared = re.findall(r'"Programming Language :: Python :: ([\d.]+)"', PYPROJECT)
+    assert declared[0] == "3"
+    assert declared[1] == lowest[1]
+    assert jobs["test"]["strategy"]["matrix"]["python"] == declared[1:]
     settings = [step.get("with", {}) for step in jobs["lowest"]["steps"]]
     assert lowest[1] in [setting.get("python-version") for setting in settings]
     weekly = workflow(ROOT / ".github" / "workflows" / "weekly.yml")["jobs"]["newest"]
@@ -176,8 +223,7 @@ def test_dependabot_covers_actions_packages_and_programs() -> None:
 
 def test_the_sdist_contains_every_tracked_file_and_no_other() -> None:
     """Photographs and results that lie in the checkout are not part of a release."""
-    text = text_of(ROOT / "pyproject.toml")
-    only = re.search(r"only-include = \[(.*?)\]", text, re.DOTALL)
+    only = re.search(r"only-include = \[(.*?)\]", PYPROJECT, re.DOTALL)
     assert only is not None
     included = set(re.findall(r'"([^"]+)"', only[1]))
     listed = subprocess.run(

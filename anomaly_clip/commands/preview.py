@@ -1,4 +1,4 @@
-"""``anomaly_clip preview``: a contact sheet of a data set, to look at before the first run."""
+"""``anomaly_clip preview``: a contact sheet of a data set, and its images as a folder."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageOps
 
 from anomaly_clip.commands.parsing import data_parser, parse_words
 from anomaly_clip.data.dataset import AnomalyData, Sample, Split
+from anomaly_clip.data.folder_writer import check_new_folder, write_images
 from anomaly_clip.data.reading_errors import UnreadableError
 from anomaly_clip.data.samples import SampleDataset
 from anomaly_clip.data.synthetic import SyntheticDataset
@@ -47,16 +48,23 @@ def run_preview(words: Sequence[str]) -> int:
         "preview",
         "Draw a contact sheet of a data set: images with their masks. With --data.synthesis: "
         "normal training images, each with a synthetic defect, its mask and its per-pixel label. "
-        "With --data.augment: training images, each next to its augmented versions.",
+        "With --data.augment: training images, each next to its augmented versions. With --images: "
+        "also writes all images as PNG files into a folder that ImageFolder reads.",
     )
     parser.add_argument(
         "--split",
-        type=Split,
-        default="test",
-        help="split to draw; --data.synthesis and --data.augment always use the train split",
+        type=Split | None,
+        help="split to draw, default: test (--data.synthesis and --data.augment always draw the "
+        "train split); or to write with --images, default: all",
     )
     parser.add_argument("--count", type=int, default=48, help="number of images, evenly spaced")
     parser.add_argument("--file", type=str, default="preview.png", help="output image")
+    parser.add_argument(
+        "--images",
+        type=str | None,
+        help="new folder for the images: good/, a folder per kind of defect, and masks in "
+        "ground_truth/; a folder of these per category, if there are several",
+    )
     with parse_words(parser, words) as config:
         check_at_least("--count", config.count, 1)
         target = Path(config.file)
@@ -66,26 +74,49 @@ def run_preview(words: Sequence[str]) -> int:
         data.unreadable.keeps_all = True
         unreadable: list[UnreadableError] = []
         trains = data.synthesis is not None or data.augmentation is not None
+        if config.images is not None:
+            if trains:
+                raise ValueError(
+                    f"--images {config.images} writes the images of the data set as they are: "
+                    f"leave --data.synthesis and --data.augment out"
+                )
+            check_new_folder(config.images, data)
         if trains:
             data.begin_fit()
-        data.reading.prepare(data.fit_samples() if trains else data.samples(config.split))
+        split: Split = config.split or ("test" if "test" in data.splits else "train")
+        data.reading.prepare(data.fit_samples() if trains else data.samples(split))
         for remark in data.reading.remarks:
             say(remark)
+        left_out: list[UnreadableError] = []
+        if config.images is not None:
+            _write_folder(data, config.images, config.split, left_out)
         if data.synthesis is not None:
             sheet = defect_sheet(data, config.count, unreadable)
         elif data.augmentation is not None:
             sheet = augmented_sheet(data, config.count, unreadable)
         else:
-            sheet = contact_sheet(data, config.split, config.count, unreadable)
+            sheet = contact_sheet(data, split, config.count, unreadable)
         with atomic_path(target) as temporary:
             save_drawing(Image.fromarray(sheet), temporary)
     print(target)
+    unreadable = list({error.reason: error for error in [*left_out, *unreadable]}.values())
     if unreadable:
         such_as = ":" if len(unreadable) == 1 else ", such as"
         number = number_of(len(unreadable), "image")
         say(f"{number} could not be read{such_as} {unreadable[0].reason}", style="bold red")
         return UNREADABLE
     return 0
+
+
+def _write_folder(
+    data: AnomalyData, folder: str, split: Split | None, unreadable: list[UnreadableError]
+) -> None:
+    """Write the images, print the folder, and note how many there are."""
+    number = write_images(data, folder, split, unreadable)
+    print(folder)
+    several = len(data.categories) > 1
+    hint = f", in a folder per category, such as {data.categories[0]}" if several else ""
+    say(f"{folder}: {number_of(number, 'image')}{hint}")
 
 
 def contact_sheet(

@@ -527,7 +527,7 @@ def make(folder: Path) -> None:
     Raises:
         SystemExit: If the folder exists, or a file of the set contains a path of this machine.
     """
-    from importlib.metadata import version
+    from anomaly_clip import __version__
 
     if folder.exists():
         raise SystemExit(f"{folder} exists: choose a new folder")
@@ -542,7 +542,7 @@ def make(folder: Path) -> None:
         for name, verbs in METHODS.items():
             methods[name] = run_method(name, verbs, recorder)
             print(f"finished: {name}")
-        numbers = {"version": version("anomaly_clip"), "methods": methods, "several": run_several()}
+        numbers = {"version": __version__, "methods": methods, "several": run_several()}
         Path("numbers.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
         _clean(Path())
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
