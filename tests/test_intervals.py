@@ -57,8 +57,8 @@ def test_the_intervals_contain_the_true_value(counts: tuple[int, int], auroc: fl
 
 
 def test_the_mean_of_categories() -> None:
-    one = auroc_interval(0.8, 10, 12)
-    assert mean_interval([0.8], [one]) == pytest.approx(one)
-    low, high = mean_interval([0.8] * 4, [one] * 4)
-    assert 0.8 - low == pytest.approx((0.8 - one[0]) / 2)  # as that of a standard error
-    assert high - 0.8 == pytest.approx((one[1] - 0.8) / 2)
+    single = auroc_interval(0.8, 10, 12)
+    assert mean_interval([0.8], [single]) == pytest.approx(single)
+    low, high = mean_interval([0.8] * 4, [single] * 4)
+    assert 0.8 - low == pytest.approx((0.8 - single[0]) / 2)  # as that of a standard error
+    assert high - 0.8 == pytest.approx((single[1] - 0.8) / 2)

@@ -22,7 +22,7 @@ MARGINS = {
     "f1": "the threshold with the highest F1",
     "highest": "the highest score (there is no threshold)",
 }
-"""What a margin is measured from."""
+"""Origins of a margin."""
 LABELLED = ("false_alarm", "miss", "hit")
 DECIDED = ("anomalous", "closest", "marked")
 
@@ -37,7 +37,7 @@ class GalleryView(NamedTuple):
     ranges: list[tuple[int, str, str, str]]
     """Index and name of each category, and both ends of its colour scale."""
     margins: str
-    """What the margins are measured from; empty without margins."""
+    """Origin of the margins; empty without margins."""
     shown: set[str]
     """Keys that have a value for at least one image."""
     has_panels: bool

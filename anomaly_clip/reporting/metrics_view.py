@@ -115,7 +115,7 @@ class MetricsView:
 
     @property
     def method(self) -> str:
-        """How the intervals were computed; empty without any."""
+        """Formula of the intervals; empty without any."""
         if not self.intervals:
             return ""
         resampled = any(BOOTSTRAP in self._files.intervals.get(n, {}) for n in self.intervals)
