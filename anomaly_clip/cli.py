@@ -227,6 +227,10 @@ def _answer(words: list[str]) -> int:
     verb = words[0]
     if verb not in VERBS:
         return _complain(_unknown_verb(verb))
+    from anomaly_clip.commands.verb_help import asks_for_help
+
+    if asks_for_help(words):
+        return _help_of_verb(words)
     if verb != "configs" and (sys.stderr.isatty() or {"-h", "--help"} & set(words)):
         print("loading ...", file=sys.stderr)  # the libraries take some seconds
     from anomaly_clip.commands.process_cause import ProcessFailure
@@ -243,6 +247,16 @@ def _answer(words: list[str]) -> int:
         if with_traceback:
             raise
         return _complain(str(error) if isinstance(error, UserError) else explain(error))
+
+
+def _help_of_verb(words: list[str]) -> int:
+    from anomaly_clip.commands.verb_help import show_help
+    from anomaly_clip.errors import UserError
+
+    try:
+        return show_help(words)
+    except UserError as error:
+        return _complain(str(error))
 
 
 def _run(words: list[str]) -> int:

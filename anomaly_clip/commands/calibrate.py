@@ -35,21 +35,6 @@ def run_calibrate(words: Sequence[str]) -> int:
         UserError: If the user made a mistake.
     """
     quieten()
-    if {"-h", "--help"} & set(words):
-        print(
-            "usage: anomaly_clip calibrate --ckpt_path RUN [--data.root GOOD] [options]\n"
-            "       anomaly_clip calibrate --config NAME-or-FILE --data.root GOOD [options]\n\n"
-            "Score normal images that were not fitted on, and derive thresholds with a bounded\n"
-            "rate of false alarms. The calibration is written into the checkpoint and next to it;\n"
-            "for a zero-shot method, into a run folder, for --calibration.file. Nothing is\n"
-            "fitted.\n\n"
-            "  --calibration.alpha A           rate of false alarms, or [A, B]; default: 0.05\n"
-            "  --calibration.confidence C      confidence of the rate; default: on average\n"
-            "  --calibration.map_percentile P  percentile of map values that marks pixels\n"
-            "  --calibration.seed N            seed of the random choices\n\n"
-            "For the other options, see anomaly_clip predict --help."
-        )
-        return 0
     _check_words(words)
     try:
         with user_errors(known_options):

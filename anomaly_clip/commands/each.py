@@ -72,17 +72,6 @@ def run_each(words: Sequence[str]) -> int:
     words, resumed = pop_resume(words, CONFIG)
     words, lists_only = pop_flag(words, "--dry-run")
     quieten()
-    if {"-h", "--help"} & set(words):
-        print(
-            "usage: anomaly_clip each --config FILE [--dry-run] [options of fit]\n"
-            "       anomaly_clip each --resume RUN\n\n"
-            "Fit and test one model per category in RUN/<category>/, then merge the metrics.\n"
-            "--resume continues an interrupted run, inside the fit in progress, and skips the\n"
-            "categories that are finished. --dry-run lists the commands of the fits. The results\n"
-            "go into --output.folder, or a new folder in --output.root/--output.name.\n"
-            "For the options of fit, see anomaly_clip fit --help."
-        )
-        return 0
     if resumed is None:
         return _list_fits(words) if lists_only else _run(words, None)
     with working_in(_directory(resumed), resumed) as folder:

@@ -10,7 +10,6 @@ import re
 from typing import Any
 
 import yaml
-from jsonargparse import get_loader, set_loader
 
 from anomaly_clip.documents import check_value, load_yaml
 
@@ -25,6 +24,8 @@ SHIFT = 0x10FF80 - 0xDC80
 
 def read_any_name() -> None:
     """Let the parsers of jsonargparse read options and configurations with such names."""
+    from jsonargparse import get_loader, set_loader  # half a second, which --help does not need
+
     read = get_loader("yaml")
     if read.__module__ != __name__:  # replaced once
 
