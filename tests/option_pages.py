@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from jsonargparse._parameter_resolvers import get_signature_parameters
 from lightning.pytorch import Trainer
-from option_texts import NOTE, anchor, cell, first_sentence, links, plain, summary, table
+from option_texts import NOTE, anchor, cell, first_sentence, links, prose, summary, table
 from python_names import python_page
 
 from anomaly_clip import data, methods
@@ -366,6 +366,11 @@ def parser_of(verb: str) -> argparse.ArgumentParser | str:
     return printed[-1] if printed else stream.getvalue()
 
 
+def usage_lines(usage: str) -> list[str]:
+    """Return a block with the usage of a verb, a form per line."""
+    return ["```text", *(line.strip() for line in usage.splitlines()), "```", ""]
+
+
 def verbs_page() -> str:
     """Return the page of all verbs other than those of experiments."""
     verbs = [verb for verb in VERBS if verb not in EXPERIMENTS]
@@ -383,12 +388,16 @@ def verbs_page() -> str:
         parser = parser_of(verb)
         lines += [f"## {verb}", ""]
         if isinstance(parser, str):
-            lines += ["```text", parser.strip(), "```", ""]
+            usage, description = parser.strip().split("\n\n")[:2]
+            lines += [*usage_lines(usage.removeprefix("usage: ")), prose(description), ""]
+            if verb == "calibrate":
+                lines += table(HEAD, rows(options_of(CalibrationSettings), "--calibration."))
+                lines += ["Also the [options of predict](experiments.md).", ""]
             continue
-        usage = parser.usage
-        if usage:
-            lines += ["```text", *re.sub(r"%\(prog\)s", parser.prog, usage).splitlines(), "```", ""]
-        lines += [plain(parser.description or VERBS[verb][0]), ""]
+        form = parser.usage
+        if form:
+            lines += usage_lines(re.sub(r"%\(prog\)s", parser.prog, form))
+        lines += [prose(parser.description or VERBS[verb][0]), ""]
         if listing := list(_verb_rows(parser)):
             lines += table(("option", "default", "meaning"), listing)
     return "\n".join(lines)

@@ -21,9 +21,14 @@ def plain(text: str) -> str:
     return " ".join(re.sub(r"``(.+?)``", r"`\1`", text).split())
 
 
+def prose(text: str) -> str:
+    """Return a text as a paragraph, in which ``<`` begins no element."""
+    return plain(text).replace("<", "&lt;")
+
+
 def cell(text: str) -> str:
     """Return a text for a cell of a table."""
-    return plain(text).replace("|", "\\|").replace("<", "&lt;")
+    return prose(text).replace("|", "\\|")
 
 
 def links(kinds: Iterable[type], page: str = "") -> str:

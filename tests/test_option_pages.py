@@ -6,16 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from option_pages import (
-    FOLDER,
-    PAGES,
-    Option,
-    cell,
-    default_words,
-    first_sentence,
-    page,
-    type_words,
-)
+from option_pages import FOLDER, PAGES, Option, default_words, page, type_words
+from option_texts import cell, first_sentence
 
 from anomaly_clip.data import Resize
 
