@@ -306,7 +306,7 @@ def test_images_outside_of_the_run_are_not_embedded(tmp_path: Path) -> None:
 
 def test_a_test_ends_with_its_page(tiny_sdp: list[str], tmp_path: Path) -> None:
     assert main(["test", *tiny_sdp, "--output.maps=true"]) == 0
-    run = tmp_path / "runs" / "sdp" / "1"
+    run = tmp_path / "runs" / "sdp" / "1-test"
     seen = read(run / PAGE)
     embedded = [link for link in seen.links if link.startswith("data:image/webp")]
     assert len(embedded) == 8 == len(list((run / "gallery").rglob("*.webp")))
@@ -323,7 +323,7 @@ def test_a_test_ends_with_its_page(tiny_sdp: list[str], tmp_path: Path) -> None:
 
 def test_the_page_can_be_switched_off(tiny_sdp: list[str], tmp_path: Path) -> None:
     assert main(["test", *tiny_sdp, "--output.page=false"]) == 0
-    left = {file.name for file in (tmp_path / "runs" / "sdp" / "1").iterdir()}
+    left = {file.name for file in (tmp_path / "runs" / "sdp" / "1-test").iterdir()}
     assert not left & {PAGE, "gallery", ".scratch"}
 
 
@@ -340,7 +340,7 @@ def predict_options(tiny_sdp: list[str], mvtec_root: Path) -> list[str]:
 
 def test_a_predict_shows_the_highest_scores(predict_options: list[str], tmp_path: Path) -> None:
     assert main(["predict", *predict_options]) == 0
-    run = tmp_path / "runs" / "own" / "1"
+    run = tmp_path / "runs" / "own" / "1-predict"
     seen = read(run / PAGE)
     assert seen.texts["h1"] == ["SDP on ImageFolder, predict"]
     assert "td" not in seen.texts
@@ -389,7 +389,7 @@ def test_each_has_one_page_of_all_categories(mvtec_root: Path, tmp_path: Path) -
     words += ["--model.backbone.weights=random", "--model.image_size=32", "--data.num_workers=0"]
     words += ["--trainer.accelerator=cpu", f"--output.root={tmp_path / 'runs'}"]
     assert main(["each", *words]) == 0
-    run = tmp_path / "runs" / "padim" / "1"
+    run = tmp_path / "runs" / "padim" / "1-test"
     seen = read(run / PAGE)
     assert seen.texts["option"][1:] == ["bottle", "metal_nut"]
     assert sum(link.startswith("data:image/webp") for link in seen.links) == 8

@@ -17,7 +17,7 @@ from anomaly_clip.reporting.published import PublishedCell, RunSpec
 from anomaly_clip.reporting.published_reader import FILE, load_published
 
 ROOT = Path(__file__).parent.parent
-PACKAGED = ROOT / "anomaly_clip" / "report" / FILE
+PACKAGED = ROOT / "anomaly_clip" / "reporting" / FILE
 
 
 def row_of(table: str, method: str, of: str | None = None) -> tuple[float | None, ...]:

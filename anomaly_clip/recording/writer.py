@@ -106,6 +106,8 @@ class RunWriter(Callback):
         """Decisions of a test or of predict."""
         self.config = ""
         """Complete configuration as YAML; set by the command line."""
+        self.verb: str | None = None
+        """Verb in the name of the folder; set by the command line, else the trainer's stage."""
         self.sources = "from Python"
         """Source of the configuration, for the start line."""
         self.resumed = False
@@ -132,9 +134,8 @@ class RunWriter(Callback):
                     self.requested_folder.mkdir(parents=True, exist_ok=True)
                 self._folder = self.requested_folder
             else:
-                self._folder = (
-                    create_run_folder(self.root, self.name or "run") if first else self.root
-                )
+                name, verb = self.name or "run", self.verb or "run"
+                self._folder = create_run_folder(self.root, name, verb) if first else self.root
         return self._folder
 
     @property
@@ -152,6 +153,7 @@ class RunWriter(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Broadcast the folder, save the configuration and print the start line."""
         stage = TrainerFn(stage).value
+        self.verb = self.verb or stage
         self._folder = Path(trainer.strategy.broadcast(str(self.folder)))
         if stage == "fit" and isinstance(pl_module, Exporter) and not self.resumed:
             exported = self.folder / pl_module.export_name
