@@ -605,7 +605,7 @@ def test_the_install_lines_work_in_a_new_environment(
 
 @pytest.mark.slow
 def test_the_comparison_prints_a_table(tmp_path: Path) -> None:
-    command = [sys.executable, EXAMPLES / "compare_methods.py"]
+    command: list[str | Path] = [sys.executable, EXAMPLES / "compare_methods.py"]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert "SDP, PaDiM, PatchCore on Demo: 1 category, percent" in run.stdout
