@@ -252,7 +252,7 @@ def test_the_commands_of_wandbs_agent_are_accepted(
     options = {name: p.draw(3, 1, name) for name, p in sweep.parameters.items()}
     assert sweep.words(options) == words[3:]
     head = file.read_text(encoding="utf-8").split("program:")[0]
-    assert f"anomaly_clip sweep configs/sweeps/{file.name}" in head
+    assert f"anomaly_clip sweep sweeps/{file.stem}" in head
     assert f"wandb sweep configs/sweeps/{file.name}" in head
 
 

@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
+from run_folder import folders_on
 
 from anomaly_clip.cli import main
+from anomaly_clip.data import Demo
+from anomaly_clip.methods import PatchCore
 from anomaly_clip.metrics import METRICS
 from anomaly_clip.recording.writer import RunWriter
 
@@ -243,3 +246,44 @@ def test_weights_of_an_earlier_fit_are_not_overwritten(tmp_path: Path) -> None:
         writer.setup(trainer, module, "fit")
     writer.resumed = True
     writer.setup(trainer, module, "fit")
+
+
+def test_each_call_of_the_trainer_from_python_has_a_folder(tmp_path: Path) -> None:
+    class Method(LightningModule):
+        pass
+
+    writer, named = (RunWriter(str(tmp_path), **more) for more in ({}, {"name": "mine"}))  # type: ignore[arg-type]
+    fixed = RunWriter(folder=str(tmp_path / "here"))
+    folders = []
+    for current in (writer, named, fixed):
+        for stage in ("fit", "test", "test"):
+            current._begin(stage, Method())
+            folders.append(current.folder.relative_to(tmp_path).as_posix())
+    assert folders[:3] == ["Method/1-fit", "Method/2-test", "Method/3-test"]
+    assert folders[3:6] == ["mine/1-fit", "mine/2-test", "mine/3-test"]
+    assert folders[6:] == ["here"] * 3
+
+
+@pytest.mark.slow
+def test_a_run_from_python_has_a_checkpoint_metrics_and_a_page(tmp_path: Path) -> None:
+    data = Demo(categories=["brass washer"], num_test=4, num_train=4, num_workers=0)
+    method = PatchCore(
+        backbone={"name": "squeezenet1_1", "weights": "random"},  # type: ignore[arg-type]
+        layers=["features.7"],
+        image_size=64,
+    )
+    writer = RunWriter(str(tmp_path))
+    trainer = Trainer(logger=False, callbacks=[writer], max_epochs=1, enable_checkpointing=False)
+    trainer.fit(method, datamodule=data)
+    assert (writer.folder / "checkpoints" / "last.ckpt").is_file()
+    trainer.test(method, datamodule=data)
+    names = {file.name for file in writer.folder.iterdir()}
+    assert names == {
+        *("metrics.json", "metrics.csv", "scores.csv", "curves.json", "gallery", "report.html")
+    }
+    assert "started from Python" in (writer.folder / "report.html").read_text(encoding="utf-8")
+    assert folders_on(writer.folder / "report.html", tmp_path) == []
+    trainer.predict(method, datamodule=data)
+    assert sorted(folder.name for folder in (tmp_path / "PatchCore").iterdir()) == [
+        *("1-fit", "2-test", "3-predict")
+    ]
