@@ -52,7 +52,7 @@ contract: $(STAMP)  ## run the slow tests: resumed and distributed fits, shipped
 	@$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m 'slow and not docs' tests
 
 docs-test: $(STAMP)  ## run all commands and Python blocks of README.md, CONTRIBUTING.md, docs/ and examples/
-	@$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m docs --durations 0 --durations-min 1 tests/test_docs_run.py
+	@$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m docs --durations 0 --durations-min 1 tests/test_docs_run.py tests/test_option_pages.py
 
 soak: $(STAMP)  ## kill fits, fill disks, read damaged files, compare processes; writes a result
 	@$(BIN)/python benchmarks/soak.py

@@ -2,7 +2,7 @@
 
     import anomaly_clip
 
-    detector = anomaly_clip.load("runs/own_patchcore/1")
+    detector = anomaly_clip.load("runs/own_patchcore/1-fit")
     detector.predict("photo.jpg").decision
 
 Importing the package is instant: heavy dependencies are loaded by the submodules that use them, at

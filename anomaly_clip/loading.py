@@ -38,6 +38,7 @@ from anomaly_clip.methods.evaluated import EvaluatedModule
 from anomaly_clip.preprocessing import Preprocessing
 from anomaly_clip.python_calls import in_python, unchanged_process
 from anomaly_clip.records import Batch
+from anomaly_clip.results.folder import find_run
 
 __all__ = [
     "CATEGORY",
@@ -115,7 +116,7 @@ def load_method(
             _refuse(options, backbone, "a method in memory keeps its settings")
             loaded = _of_method(source)
         else:
-            path = Path(os.fsdecode(source)).expanduser()
+            path = find_run(Path(os.fsdecode(source)).expanduser())
             file = _config_of(path)
             if file is None:
                 _refuse(options, None, f"{path} keeps the settings of its fit")

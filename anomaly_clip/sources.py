@@ -88,8 +88,8 @@ def load(
             and ``bit_depth`` of :class:`anomaly_clip.runtime.detector.Detector`.
 
     Returns:
-        An :class:`anomaly_clip.detector.Detector`; of an exported folder, an
-        :class:`anomaly_clip.runtime.detector.Detector`.
+        A :class:`anomaly_clip.detector.Detector`; for an exported folder, its runtime's
+        ``Detector``, whose ``predict`` returns the same.
 
     Raises:
         ValueError: If the source cannot be loaded, or the calibration does not fit it; in one

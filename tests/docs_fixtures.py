@@ -39,6 +39,12 @@ def photos(folder: Path) -> None:
             Image.fromarray(mask).save(file)
 
 
+def few_photos(folder: Path) -> None:
+    """``few_photos/``: 8 images in ``good/``."""
+    for number in range(280, 288):
+        photograph(folder / "few_photos" / "good" / f"IMG_{number:04d}.JPG", number)
+
+
 def good_photos(folder: Path) -> None:
     """``good_photos/``: 40 normal images without subfolders."""
     for number in range(300, 300 + NUM_GOOD):
@@ -162,6 +168,7 @@ def _in(name: str, make: Callable[[Path], Path]) -> Callable[[Path], None]:
 
 FIXTURES: dict[str, Callable[[Path], None]] = {
     "photos": photos,
+    "few_photos": few_photos,
     "good_photos": good_photos,
     "more_good_photos": more_good_photos,
     "new_photos": new_photos,

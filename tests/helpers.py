@@ -163,9 +163,9 @@ class Steps(Callback):
         self.layers.append({f"fc.{k}": v.clone() for k, v in module.fc.state_dict().items()})
 
 
-def state_of(runs: Path, run: str = "run/1") -> dict[str, torch.Tensor]:
-    """Return the state of the last checkpoint of a run."""
-    file = runs / run / "checkpoints" / "last.ckpt"
+def state_of(runs: Path, number: int = 1) -> dict[str, torch.Tensor]:
+    """Return the state of the last checkpoint of a fit."""
+    [file] = runs.glob(f"*/{number}-fit/checkpoints/last.ckpt")
     state: dict[str, torch.Tensor] = torch.load(file, weights_only=True)["state_dict"]
     return state
 

@@ -40,7 +40,7 @@ def words(root: Path, runs: Path, *more: str, verb: str = "fit", epochs: int = 3
 
 
 def fitted(runs: Path, number: int = 1) -> Path:
-    return runs / "run" / str(number) / "checkpoints" / "last.ckpt"
+    return runs / "LinearProbe" / f"{number}-fit" / "checkpoints" / "last.ckpt"
 
 
 def state_of(checkpoint: Path) -> dict[str, torch.Tensor]:

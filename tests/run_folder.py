@@ -152,6 +152,14 @@ def text_of(run: Path) -> str:
     return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", "", html))
 
 
+def folders_on(page: Path, *folders: Path) -> list[str]:
+    """Return which of some folders, the home folder and the working folder a page names."""
+    html = page.read_text(encoding="utf-8")
+    return [
+        str(f) for f in (*folders, Path.home(), Path.cwd()) if f"{f}/" in html or f"{f}<" in html
+    ]
+
+
 def embedded(run: Path, element: str) -> Any:
     write_page(run)
     html = (run / PAGE).read_text(encoding="utf-8")

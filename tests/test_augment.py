@@ -171,9 +171,9 @@ def test_from_the_command_line(
     fit += ["--data=MVTecAD", f"--data.root={mvtec_root}", "--data.categories=[bottle]"]
     fit += ["--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--data.num_workers=0"]
     assert main([*fit, f"--data.augment={json.dumps([ONE_OF])}"]) == 0
-    assert main(["fit", "--config=runs/run/1/config-fit.yaml", "--output.folder=again"]) == 0
+    assert main(["fit", "--config=runs/PaDiM/1-fit/config-fit.yaml", "--output.folder=again"]) == 0
     assert main([*fit, "--output.folder=plain"]) == 0
-    folders = ("runs/run/1", "again", "plain")
+    folders = ("runs/PaDiM/1-fit", "again", "plain")
     first, again, plain = (
         torch.load(Path(folder, "checkpoints", "last.ckpt"), weights_only=True)["state_dict"][
             "mean"

@@ -63,7 +63,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def checkpoint(folder: Path) -> Path:
-    return folder / "runs" / "run" / "1" / "checkpoints" / "last.ckpt"
+    return folder / "runs" / "run" / "1-fit" / "checkpoints" / "last.ckpt"
 
 
 def content_of(folder: Path) -> dict[str, Any]:
@@ -172,7 +172,7 @@ def test_a_test_on_the_images_of_a_calibration_file_is_refused(
     photographs(tested, 3, start=600)
     shutil.copy(root / "good" / "001.png", tested / "good" / "renamed.png")
     command = ["test", *options, "--data.root", str(tested), "--data.test_share", "0.999"]
-    command += ["--calibration.file", str(tmp_path / "runs" / "sdp" / "1")]
+    command += ["--calibration.file", str(tmp_path / "runs" / "sdp" / "1-calibrate")]
     assert main(command) == 2
     assert "1 of 7 test images were calibrated on" in capsys.readouterr().err
 
@@ -184,7 +184,7 @@ def test_zero_shot_methods_are_calibrated_into_a_run(
     command = ["calibrate", *SDP, "--data.root", str(root), "--data.category", "plank"]
     command += ["--output.root", str(tmp_path / "runs"), "--output.name", "sdp"]
     assert main(command) == 0
-    run = tmp_path / "runs" / "sdp" / "1"
+    run = tmp_path / "runs" / "sdp" / "1-calibrate"
     assert sorted(path.name for path in run.iterdir()) == [
         "calibration.json",
         "config-calibrate.yaml",
@@ -196,9 +196,9 @@ def test_zero_shot_methods_are_calibrated_into_a_run(
     assert len(record.part_ranges) == 2
     assert len(record.images) == 9
     assert main([*command, "--calibration.seed", "1"]) == 0
-    other = Calibration.read(tmp_path / "runs" / "sdp" / "2" / "calibration.json").categories[
-        "plank"
-    ]
+    other = Calibration.read(
+        tmp_path / "runs" / "sdp" / "2-calibrate" / "calibration.json"
+    ).categories["plank"]
     assert other.part_ranges != record.part_ranges
     assert "anomalous above" in capsys.readouterr().err
 
@@ -228,7 +228,7 @@ def test_references_of_a_calibrated_fit_are_those_of_its_test(
     fit = regad_runs.words("fit", root, runs, *regad_runs.ONE, "--calibrate", "true")
     assert main([*fit, "--output.name", "regad"]) == 0
     for verb in ("test", "predict"):  # refused if the references differ
-        words = [verb, "--ckpt_path", str(runs / "regad" / "1"), "--output.root", str(runs)]
+        words = [verb, "--ckpt_path", str(runs / "regad" / "1-fit"), "--output.root", str(runs)]
         assert main([*words, "--output.page", "false", "--output.maps", "false"]) == 0
 
 

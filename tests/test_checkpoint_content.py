@@ -171,7 +171,7 @@ def fit(tmp_path_factory: pytest.TempPathFactory, tiny_clip_config: str) -> Path
     mvtec, auxiliary = write_mvtec(root / "mvtec"), visa(root / "visa")
     words = sdp_plus_command(mvtec, auxiliary, tiny_clip_config, root / "runs")
     assert main([*words, "--trainer.max_epochs=1", "--model.feature_cache_gb=0"]) == 0
-    return root / "runs" / "run" / "1"
+    return root / "runs" / "SDPPlus" / "1-fit"
 
 
 def test_a_checkpoint_that_does_not_fit_is_one_sentence(

@@ -92,10 +92,13 @@ def test_verbs_take_the_folder_of_a_run(
     mvtec_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["fit", *words(mvtec_root, "PaDiM")]) == 0
-    assert main(["test", "--ckpt_path", "runs/run/1", "--output.folder", "tested"]) == 0
-    assert f"ckpt_path: runs/run/1/{LAST}" in Path("tested/config-test.yaml").read_text()
-    assert main(["predict", *words(mvtec_root, "PaDiM"), "--ckpt_path=runs/run/1/checkpoints"]) == 0
-    assert main(["export", "--ckpt_path=runs/run/1", "--format=torch_export"]) == 0
+    assert main(["test", "--ckpt_path", "runs/PaDiM/1-fit", "--output.folder", "tested"]) == 0
+    assert f"ckpt_path: runs/PaDiM/1-fit/{LAST}" in Path("tested/config-test.yaml").read_text()
+    assert (
+        main(["predict", *words(mvtec_root, "PaDiM"), "--ckpt_path=runs/PaDiM/1-fit/checkpoints"])
+        == 0
+    )
+    assert main(["export", "--ckpt_path=runs/PaDiM/1-fit", "--format=torch_export"]) == 0
     assert Path("detector/detector.pt2").is_file()
     assert main(["test", "--ckpt_path", "runs/run"]) == 2
     assert "runs/run: the folder is not the folder of a single fit" in capsys.readouterr().err
@@ -119,18 +122,18 @@ def test_words_of_one_process(word: str, capsys: pytest.CaptureFixture[str]) -> 
     assert checkpoint_file(word) == word
 
 
-RUNS = [f"runs/{name}/{LAST}" for name in ("a/2", "a/10", "b/1")]
+RUNS = [f"runs/{name}/{LAST}" for name in ("a/2-fit", "a/10-fit", "b/1-fit")]
 
 
 @pytest.mark.parametrize(
     ("verb", "name", "folder", "chosen"),
     [
-        ("fit", "a", None, f"runs/a/10/{LAST}"),  # numbers are not sorted as text
-        ("test", "b", "null", f"runs/b/1/{LAST}"),
-        ("test", None, None, f"runs/a/2/{LAST}"),  # the one written last
+        ("fit", "a", None, f"runs/a/10-fit/{LAST}"),  # numbers are not sorted as text
+        ("test", "b", "null", f"runs/b/1-fit/{LAST}"),
+        ("test", None, None, f"runs/a/2-fit/{LAST}"),  # the one written last
         ("fit", "a", "own", f"own/{LAST}"),
         ("test", "a", "own", f"own/{LAST}"),
-        ("test", "a", "results", f"runs/a/10/{LAST}"),
+        ("test", "a", "results", f"runs/a/10-fit/{LAST}"),
     ],
 )
 def test_last_is_the_newest_run(
@@ -140,14 +143,14 @@ def test_last_is_the_newest_run(
     chosen: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    touch(*RUNS, f"own/{LAST}", "results/metrics.json", "runs/a/11/metrics.json")
-    touch("runs/a/12/config-fit.yaml", "runs/a/x/checkpoints/last.ckpt")
+    touch(*RUNS, f"own/{LAST}", "results/metrics.json", "runs/a/11-fit/metrics.json")
+    touch("runs/a/12-fit/config-fit.yaml", "runs/a/x/checkpoints/last.ckpt")
     for age, file in enumerate(RUNS):
         os.utime(file, (-age, -age))
     assert last_of_runs(verb, "runs", name, folder) == chosen
     printed = " ".join(capsys.readouterr().err.split())
     assert f"--ckpt_path last: {chosen}" in printed
-    assert ("(no checkpoint in 12)" in printed) == (chosen == f"runs/a/10/{LAST}")
+    assert ("(no checkpoint in 12-fit)" in printed) == (chosen == f"runs/a/10-fit/{LAST}")
 
 
 @pytest.mark.parametrize(
@@ -159,20 +162,24 @@ def test_last_is_the_newest_run(
     ],
 )
 def test_last_without_a_fit(name: str | None, folder: str | None, message: str) -> None:
-    touch("runs/c/1/config-fit.yaml", "runs/c/1/checkpoints/.last.01234567.tmp.ckpt")
+    touch("runs/c/1-fit/config-fit.yaml", "runs/c/1-fit/checkpoints/.last.01234567.tmp.ckpt")
     with pytest.raises(UserError, match=f"^--ckpt_path last: {message}"):
         last_of_runs("fit", "runs", name, folder)
 
 
 def test_last_of_each_is_refused() -> None:
-    touch("runs/a/1/checkpoints/last.ckpt", "runs/a/2/bottle/checkpoints/last.ckpt")
-    with pytest.raises(UserError, match=r"last \(runs/a/2\): the folder is not the folder of a s"):
+    touch("runs/a/1-fit/checkpoints/last.ckpt", "runs/a/2-fit/bottle/checkpoints/last.ckpt")
+    with pytest.raises(
+        UserError, match=r"last \(runs/a/2-fit\): the folder is not the folder of a s"
+    ):
         last_of_runs("fit", "runs", "a", None)
 
 
 def test_last_of_a_fit_that_diverged_is_refused() -> None:
-    touch(f"runs/a/1/{LAST}", "runs/a/2/checkpoints/finite-step-4.ckpt")
-    with pytest.raises(UserError, match=r"last \(runs/a/2\): the folder is that of a fit that div"):
+    touch(f"runs/a/1-fit/{LAST}", "runs/a/2-fit/checkpoints/finite-step-4.ckpt")
+    with pytest.raises(
+        UserError, match=r"last \(runs/a/2-fit\): the folder is that of a fit that div"
+    ):
         last_of_runs("test", "runs", "a", None)
 
 
@@ -184,13 +191,15 @@ def test_verbs_take_last(mvtec_root: Path, capsys: pytest.CaptureFixture[str]) -
     assert not Path("runs").exists()
     assert main([*fit, "--trainer.max_epochs=1"]) == 0
     assert main([*fit, "--trainer.max_epochs=2", "--ckpt_path=last"]) == 0
-    assert torch.load(f"runs/net/2/{LAST}", weights_only=True)["epoch"] == 2
+    assert torch.load(f"runs/net/2-fit/{LAST}", weights_only=True)["epoch"] == 2
     assert main(["test", "--ckpt_path", "last"]) == 0
-    assert f"ckpt_path: runs/net/2/{LAST}" in Path("runs/net/3/config-test.yaml").read_text()
+    assert (
+        f"ckpt_path: runs/net/2-fit/{LAST}" in Path("runs/net/3-test/config-test.yaml").read_text()
+    )
     assert main(["predict", "--ckpt_path", "last", "--output.name=net"]) == 0
     assert main(["export", "--ckpt_path", "last", "--format", "torch_export"]) == 0
     printed = " ".join(capsys.readouterr().err.split())
-    assert printed.count(f"--ckpt_path last: runs/net/2/{LAST}") == 3
+    assert printed.count(f"--ckpt_path last: runs/net/2-fit/{LAST}") == 3
     assert Path("detector/detector.pt2").is_file()
 
 
@@ -201,10 +210,11 @@ def test_a_single_pass_is_not_resumed(
     fit = ["fit", *words(mvtec_root, method)]
     assert main(fit) == 0
     save_picture(mvtec_root / "bottle" / "train" / "good" / "new.png")
-    assert main([*fit, "--ckpt_path", "runs/run/1"]) == 2
-    message = f"--ckpt_path runs/run/1/{LAST}: {method} is fitted in a single pass, which cannot be"
+    assert main([*fit, "--ckpt_path", f"runs/{method}/1"]) == 2
+    path = f"runs/{method}/1-fit/{LAST}"
+    message = f"--ckpt_path {path}: {method} is fitted in a single pass, which cannot be"
     assert message in capsys.readouterr().err
-    assert not Path("runs/run/2").exists()
+    assert not Path(f"runs/{method}/2-fit").exists()
 
 
 def test_no_fit_resumes_from_weights_alone(
@@ -216,20 +226,22 @@ def test_no_fit_resumes_from_weights_alone(
         "--trainer.callbacks.save_weights_only=true",
     ]
     assert main([*fit, "--trainer.max_epochs=1", *callback]) == 0
-    (file,) = set(Path("runs/run/1/checkpoints").iterdir()) - {Path("runs/run/1", LAST)}
+    (file,) = set(Path("runs/SimpleNet/1-fit/checkpoints").iterdir()) - {
+        Path("runs/SimpleNet/1-fit", LAST)
+    }
     assert main([*fit, "--ckpt_path", str(file)]) == 2
     assert f"--ckpt_path {file}: it holds weights only" in capsys.readouterr().err
-    assert not Path("runs/run/2").exists()
+    assert not Path("runs/SimpleNet/2-fit").exists()
 
 
 @pytest.mark.slow
 def test_a_complete_fit_continues_only_with_more_epochs(
     mvtec_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fit = ["fit", *words(mvtec_root, "SimpleNet", "--ckpt_path", "runs/run/1")]
+    fit = ["fit", *words(mvtec_root, "SimpleNet", "--ckpt_path", "runs/SimpleNet/1-fit")]
     assert main([*fit[:-2], "--trainer.max_epochs=1"]) == 0
     capsys.readouterr()
-    message = f"runs/run/1/{LAST}: this fit is complete (trainer."
+    message = f"runs/SimpleNet/1-fit/{LAST}: this fit is complete (trainer."
     assert main([*fit, "--trainer.max_epochs=1"]) == 0
     error = " ".join(capsys.readouterr().err.split())
     assert f"{message}max_epochs is 1, and 1 are done), so nothing is trained" in error
@@ -249,13 +261,13 @@ def test_a_complete_fit_is_not_resumed_on_other_images(
     fit = ["fit", *words(mvtec_root, "SimpleNet", "--trainer.max_epochs=1")]
     assert main(fit) == 0
     Maker(5).picture(mvtec_root / "bottle" / "train" / "good" / "new.png")
-    assert main([*fit, "--ckpt_path", "runs/run/1"]) == 2
+    assert main([*fit, "--ckpt_path", "runs/SimpleNet/1-fit"]) == 2
     error = capsys.readouterr().err
     assert (
         "the fit of the checkpoint is complete (trainer.max_epochs is 1, and 1 are done)" in error
     )
     assert "on other training images: 1 are new and 0 are missing; leave --ckpt_path out" in error
-    assert not Path("runs/run/2").exists()
+    assert not Path("runs/SimpleNet/2-fit").exists()
 
 
 @pytest.mark.slow
@@ -268,10 +280,10 @@ def test_a_fit_that_resumes_on_other_images_says_so(
     Maker(5).picture(train / "new.png")
     Maker(6).picture(train / "newer.png")
     (train / "000.png").unlink()
-    assert main([*fit, "--trainer.max_epochs=2", "--ckpt_path", "runs/run/1"]) == 0
+    assert main([*fit, "--trainer.max_epochs=2", "--ckpt_path", "runs/SimpleNet/1-fit"]) == 0
     message = "the training images differ from those of the checkpoint: 2 are new and 1 are missing"
     assert message in capsys.readouterr().err
-    fitted = torch.load(f"runs/run/2/{LAST}", weights_only=True)["fitted_images"]
+    fitted = torch.load(f"runs/SimpleNet/2-fit/{LAST}", weights_only=True)["fitted_images"]
     assert len(fitted) == 4  # the test must contain none of them
 
 
@@ -282,7 +294,7 @@ def test_another_object_than_that_of_the_fit(
     padim = words(mvtec_root, "PaDiM")
     assert main(["fit", *padim]) == 0
     for verb in ("test", "predict"):
-        line = [verb, *padim, "--ckpt_path", "runs/run/1"]
+        line = [verb, *padim, "--ckpt_path", "runs/PaDiM/1-fit"]
         assert main(line) == 0
         assert "was fitted on" not in capsys.readouterr().err
         assert main([*line, "--data.categories", "[metal_nut]"]) == 0
@@ -297,7 +309,7 @@ def test_a_folder_of_another_name(mvtec_root: Path, capsys: pytest.CaptureFixtur
     padim[padim.index(str(mvtec_root))] = str(mvtec_root / "bottle")
     assert main(["fit", *padim]) == 0
     shutil.copytree(mvtec_root / "metal_nut", "nut")
-    assert main(["test", "--ckpt_path", "runs/run/1", "--data.root", "nut"]) == 0
+    assert main(["test", "--ckpt_path", "runs/PaDiM/1-fit", "--data.root", "nut"]) == 0
     assert "PaDiM was fitted on bottle, but now scores nut" in capsys.readouterr().err
 
 

@@ -312,9 +312,10 @@ def test_a_full_disk_ends_a_fit_in_one_line(root: Path, capsys: pytest.CaptureFi
     ]
     with file_size_limit(100_000):
         assert main(fit) == 2
-    message = f"anomaly_clip: runs/run/1/{LAST}: File too large: this checkpoint is not saved, and"
+    file = f"runs/SimpleNet/1-fit/{LAST}"
+    message = f"anomaly_clip: {file}: File too large: this checkpoint is not saved, and"
     assert capsys.readouterr().err.splitlines()[-1].startswith(message)
-    assert not Path("runs/run/1").exists()
+    assert not Path("runs/SimpleNet/1-fit").exists()
 
 
 @pytest.mark.slow
@@ -335,4 +336,4 @@ def test_the_option_has_no_effect_on_a_callback_of_the_user(
     assert main(["fit", *line, "--trainer.callbacks+=ModelCheckpoint"]) == 0
     printed = " ".join(capsys.readouterr().err.split())
     assert "output.checkpoint_every_n_steps has no effect, as trainer.callbacks has a" in printed
-    assert len(names("runs/run/1/checkpoints")) == 2  # of the callback, and the last step
+    assert len(names("runs/SimpleNet/1-fit/checkpoints")) == 2  # of the callback, and the last step

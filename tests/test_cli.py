@@ -90,4 +90,4 @@ def test_a_run_goes_on_without_a_reader(
         monkeypatch.setattr(sys, "stdout", out)
         monkeypatch.setattr(sys, "stderr", err)
         assert main(["test", *tiny_sdp]) == 0
-    assert (tmp_path / "runs" / "sdp" / "1" / "report.html").is_file()
+    assert (tmp_path / "runs" / "sdp" / "1-test" / "report.html").is_file()

@@ -318,7 +318,7 @@ def test_fit_test_and_predict(
     learnable: Path, tiny_clip_config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(words("fit", learnable, tiny_clip_config, tmp_path / "runs")) == 0
-    run = tmp_path / "runs" / "run" / "1"
+    run = tmp_path / "runs" / "CLIPADA" / "1-fit"
     [checkpoint] = (run / "checkpoints").iterdir()
     assert checkpoint.name == "last.ckpt"
     kept = torch.load(checkpoint, weights_only=True)
@@ -338,7 +338,10 @@ def test_fit_test_and_predict(
         assert sheet.width == 5 * 240 + 4 * 4  # image, coarse, fine, map, mask
     tested = ["test", "--ckpt_path", str(checkpoint), "--output.root", str(tmp_path / "t")]
     assert main(tested) == 0
-    assert json.loads((tmp_path / "t/run/1/metrics.json").read_text())["run"]["method"] == "CLIPADA"
+    assert (
+        json.loads((tmp_path / "t/CLIPADA/1-test/metrics.json").read_text())["run"]["method"]
+        == "CLIPADA"
+    )
     predicted = ["predict", "--ckpt_path", str(checkpoint), "--output.stages", "true"]
     assert main([*predicted, "--output.root", str(tmp_path / "p")]) == 0
     with Image.open(next((tmp_path / "p").rglob("maps/**/*.png"))) as sheet:
@@ -410,12 +413,12 @@ def test_a_resumed_fit_equals_an_uninterrupted_one(
     line = [*words("fit", learnable, tiny_clip_config, tmp_path), "--seed_everything", "3"]
     line += ["--trainer.callbacks+", json.dumps(every), "--data.num_workers", str(workers)]
     assert main(line) == 0
-    first = tmp_path / "run" / "1" / "checkpoints"
+    first = tmp_path / "CLIPADA" / "1-fit" / "checkpoints"
     [between] = first.glob(name)
     assert main([*line, "--ckpt_path", str(between)]) == 0
     states = [
         torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
-        for folder in (first, tmp_path / "run" / "2" / "checkpoints")
+        for folder in (first, tmp_path / "CLIPADA" / "2-fit" / "checkpoints")
     ]
     assert_close(states[0], states[1], atol=0, rtol=0)
 
@@ -459,8 +462,8 @@ def test_two_processes_learn_together(
     for epoch in (slice(None, half), slice(half, None)):
         assert not set(first[epoch]) & set(second[epoch])
     assert set(first[:half]) | set(second[:half]) == set(first[half:]) | set(second[half:])
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["1"]
-    checkpoint = tmp_path / "run" / "1" / "checkpoints" / "last.ckpt"
+    assert [path.name for path in (tmp_path / "CLIPADA").iterdir()] == ["1-fit"]
+    checkpoint = tmp_path / "CLIPADA" / "1-fit" / "checkpoints" / "last.ckpt"
     kept = torch.load(checkpoint, weights_only=True)
     assert all(value.isfinite().all() for value in kept["state_dict"].values())
     single = ["--trainer.strategy", "auto", "--trainer.devices", "1"]

@@ -42,7 +42,7 @@ def tiny_model(tiny_clip_config: str) -> list[str]:
 def run(tmp_path: Path, words: list[str]) -> dict[str, dict[str, float | None]]:
     words += ["--data.num_workers", "0", "--output.root", str(tmp_path / "runs")]
     assert main(["test", *words]) == 0
-    (file,) = (tmp_path / "runs").glob("*/1/metrics.json")
+    (file,) = (tmp_path / "runs").glob("*/1-*/metrics.json")
     return json.loads(file.read_text())
 
 
@@ -84,10 +84,10 @@ def test_every_pairing_of_sdp_plus_fits_and_tests(
     assert (
         main(["fit", *words, "--trainer.max_epochs", "1", "--trainer.log_every_n_steps", "1"]) == 0
     )
-    (checkpoint,) = (tmp_path / "runs").glob("*/1/checkpoints/*.ckpt")
+    (checkpoint,) = (tmp_path / "runs").glob("*/1-*/checkpoints/*.ckpt")
     again = ["test", "--ckpt_path", str(checkpoint), "--output.root", str(tmp_path / "tested")]
     assert main(again) == 0
-    (metrics,) = (tmp_path / "tested").glob("*/1/metrics.json")
+    (metrics,) = (tmp_path / "tested").glob("*/1-*/metrics.json")
     protocol = json.loads(metrics.read_text())["run"]["protocol"]
     names = {"visa": "VisA", "mvtec": "MVTecAD"}
     assert (protocol["fitted"], protocol["auxiliary"]) == (True, names[auxiliary])
@@ -100,7 +100,7 @@ def test_winclip_runs(tmp_path: Path, mvtec_root: Path, tiny_clip_config: str, n
     if "shot" in name:
         words += ["--data.shots", "2"]  # the tiny set has few normal images
     run(tmp_path, [*words, *one_template()])
-    references = list((tmp_path / "runs").glob("*/1/references.json"))
+    references = list((tmp_path / "runs").glob("*/1-*/references.json"))
     assert len(references) == ("shot" in name)
 
 
@@ -163,7 +163,7 @@ def test_clip_ada_runs_as_configured(
     words += ["--trainer.max_steps", "2", "--trainer.val_check_interval", "1"]
     words += ["--trainer.log_every_n_steps", "1", "--output.root", str(tmp_path)]
     assert main(["fit", *words]) == 0
-    (checkpoint,) = tmp_path.glob("*/1/checkpoints/last.ckpt")
+    (checkpoint,) = tmp_path.glob("*/1-*/checkpoints/last.ckpt")
     assert main(["test", "--ckpt_path", str(checkpoint), "--output.root", str(tmp_path / "t")]) == 0
 
 
@@ -178,7 +178,7 @@ def test_detectors_run_as_configured(mvtec_root: Path, tmp_path: Path, name: str
     words += ["--model.backbone.weights", "random", "--data.num_workers", "0"]
     words += ["--trainer.accelerator", "cpu", "--output.root", str(tmp_path)]
     assert main(["each", *words]) == 0
-    assert (tmp_path / name / "1" / "metrics.json").is_file()
+    assert (tmp_path / name / "1-test" / "metrics.json").is_file()
 
 
 @pytest.mark.slow
@@ -189,7 +189,7 @@ def test_trained_detectors_run_as_configured(mvtec_root: Path, tmp_path: Path, n
     words += ["--trainer.max_epochs", "1", "--trainer.log_every_n_steps", "1"]
     words += ["--trainer.accelerator", "cpu", "--output.root", str(tmp_path)]
     assert main(["each", *words, "--data.categories", "[bottle]"]) == 0
-    assert (tmp_path / name / "1" / "metrics.json").is_file()
+    assert (tmp_path / name / "1-test" / "metrics.json").is_file()
 
 
 @pytest.mark.slow
@@ -202,7 +202,7 @@ def test_regad_runs_as_configured(mvtec_root: Path, tmp_path: Path, name: str) -
     words += ["--trainer.max_epochs", "2", "--trainer.log_every_n_steps", "1"]
     words += ["--trainer.accelerator", "cpu", "--output.root", str(tmp_path)]
     assert main(["each", *words]) == 0
-    assert (tmp_path / name / "1" / "metrics.json").is_file()
+    assert (tmp_path / name / "1-test" / "metrics.json").is_file()
 
 
 def regad_configs() -> Iterator[Path]:

@@ -103,17 +103,17 @@ def test_each_continues_to_the_bit(
 ) -> None:
     log = ["--trainer.log_every_n_steps=1"]
     assert main(["each", *simplenet(mvtec_root, *RANDOM, *log, *once(at))]) == 143
-    message = "interrupted by SIGTERM: resume with anomaly_clip each --resume runs/run/1"
+    message = "interrupted by SIGTERM: resume with anomaly_clip each --resume runs/SimpleNet/1-each"
     assert capsys.readouterr().err.splitlines()[-1] == f"anomaly_clip: {message}"
-    assert main(["each", "--resume", "runs/run/1"]) == 0
+    assert main(["each", "--resume", "runs/SimpleNet/1-each"]) == 0
     err = capsys.readouterr().err
     assert f"continuing at step {2 * at}\n" in err  # two optimisers take a step each
     whole = ["fit", *simplenet(mvtec_root, *RANDOM, *log), "--output.folder", "whole"]
     assert main(whole) == 0
-    assert_same_fit(Path("runs/run/1/bottle"), Path("whole"))
-    logs = [Path(run) / "logs/fit/metrics.csv" for run in ("runs/run/1/bottle", "whole")]
+    assert_same_fit(Path("runs/SimpleNet/1-each/bottle"), Path("whole"))
+    logs = [Path(run) / "logs/fit/metrics.csv" for run in ("runs/SimpleNet/1-each/bottle", "whole")]
     assert logs[0].read_text() == logs[1].read_text()
-    assert not list(Path("runs/run/1/bottle/logs").glob("fit-*"))
+    assert not list(Path("runs/SimpleNet/1-each/bottle/logs").glob("fit-*"))
 
 
 @pytest.fixture(scope="module")

@@ -189,22 +189,24 @@ def test_fit_exports_weights_and_resumes_where_it_stopped(
     """A fit resumed after its first epoch has the same final weights as an uninterrupted fit."""
     root = tmp_path / "runs"
     assert main(run_command_line(tiny, root, "--trainer.max_epochs", "2")) == 0
-    whole = root / "tiny" / "1"
+    whole = root / "tiny" / "1-fit"
     assert f"weights: {whole / 'clip.safetensors'}" in " ".join(capsys.readouterr().err.split())
     # The schedule depends on trainer.max_epochs, so that stays 2 and a callback stops the fit.
     first = ["--trainer.max_epochs", "2", "--trainer.callbacks+", "toy.StopAfterOneEpoch"]
     assert main(run_command_line(tiny, root, *first)) == 0
-    checkpoint = next((root / "tiny" / "2" / "checkpoints").glob("*.ckpt"))
+    checkpoint = next((root / "tiny" / "2-fit" / "checkpoints").glob("*.ckpt"))
     resumed = ["--trainer.max_epochs", "2", "--ckpt_path", str(checkpoint)]
     assert main(run_command_line(tiny, root, *resumed)) == 0
-    ours, theirs = (load_file(root / "tiny" / number / "clip.safetensors") for number in ("1", "3"))
+    ours, theirs = (
+        load_file(root / "tiny" / f"{number}-fit" / "clip.safetensors") for number in ("1", "3")
+    )
     assert all(value.dtype == torch.float16 for value in ours.values())
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     with safe_open(whole / "clip.safetensors", "pt") as file:
         record = json.loads(file.metadata()["trained_on"])
     assert record["categories"] == ["steel washer", "blue denim cloth"]
     assert record["pictures"] == 24
-    stopped = load_file(root / "tiny" / "2" / "clip.safetensors")
+    stopped = load_file(root / "tiny" / "2-fit" / "clip.safetensors")
     assert not torch.equal(ours["visual.proj"], stopped["visual.proj"])
     backbone = CLIPBackbone(str(tiny), str(whole / "clip.safetensors"))
     assert torch.equal(backbone.visual.proj, ours["visual.proj"].float())
@@ -221,7 +223,7 @@ def test_resuming_checks_the_checkpoint(
     }
     more = ["--trainer.max_epochs", "2", "--trainer.callbacks+", json.dumps(every)]
     assert main(run_command_line(tiny, root, *more)) == 0
-    [inside] = (root / "tiny" / "1" / "checkpoints").glob("*step=4.ckpt")
+    [inside] = (root / "tiny" / "1-fit" / "checkpoints").glob("*step=4.ckpt")
     other = tmp_path / "other.json"
     other.write_text(json.dumps({**SMALL_CLIP, "embed_dim": 8}))
     for change, message in (
@@ -240,8 +242,8 @@ def test_two_processes_share_the_scenes(tiny: Path, tmp_path: Path) -> None:
     more += ["--trainer.precision", "bf16-mixed"]
     done = run_command(run_command_line(tiny, tmp_path, *more), processes=2)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert [path.name for path in (tmp_path / "tiny").iterdir()] == ["1"]
-    run = tmp_path / "tiny" / "1"
+    assert [path.name for path in (tmp_path / "tiny").iterdir()] == ["1-fit"]
+    run = tmp_path / "tiny" / "1-fit"
     [checkpoint] = (run / "checkpoints").glob("*.ckpt")
     # Six scenes are one full step: each of the two processes uses two scenes per step.
     assert torch.load(checkpoint, weights_only=True)["global_step"] == 1

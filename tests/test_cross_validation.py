@@ -36,6 +36,16 @@ def test_folds_calibrate_by_cross_validation(
     assert "9 normal images cannot be divided into 10 folds" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_each_image_counts_once_with_few_shots(tmp_path: Path) -> None:
+    root = photographs(tmp_path / "photos", 9)
+    words = ["fit", *own_images(root, tmp_path / "runs", "--calibrate", "true")]
+    assert main([*words, "--calibration.folds", "3", "--data.shots", "4"]) == 0
+    content = content_of(tmp_path)
+    record = content["calibration"]["categories"]["photos"]
+    assert (len(content["fitted_images"]), record["n"]) == (4, 9)  # 15 if folds overlap
+
+
 def _rows(file: Path) -> list[str]:
     return file.read_text().splitlines()[1:]
 

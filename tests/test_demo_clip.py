@@ -198,7 +198,7 @@ def test_the_demo_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     arguments += ["--data.categories", "[black leather]", "--data.num_test", "6"]
     assert main([*arguments, "--data.num_workers", "0"]) == 0
     printed = capsys.readouterr()
-    run = tmp_path / "demo" / "1"
+    run = tmp_path / "demo" / "1-test"
     page = (run / "report.html").read_text(encoding="utf-8")
     assert len(re.findall("<img ", page)) == 6 == len(list(run.rglob("*.webp")))
     for text in (page, printed.out):

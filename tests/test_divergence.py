@@ -20,7 +20,7 @@ from anomaly_clip.errors import Diverged
 from anomaly_clip.testing.processes import run_command
 
 NAN, INF = float("nan"), float("inf")
-LAST = Path("runs/run/1/checkpoints/last.ckpt")
+LAST = Path("runs/SimpleNet/1-fit/checkpoints/last.ckpt")
 
 
 class Poison(Callback):
@@ -166,7 +166,7 @@ def test_weights_that_are_not_finite_are_refused_before_the_first_step(
         "its adaptor.bias are NaN or infinite before the first step: --ckpt_path bad.ckpt comes"
         in message_of(capsys)
     )
-    assert not Path("runs/run/2").exists()
+    assert not Path("runs/SimpleNet/2-fit").exists()
 
 
 class Watched(LightningModule):

@@ -37,7 +37,7 @@ def test_each_category_gets_a_model_and_one_table_has_all(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(words(root, tmp_path)) == 0
-    run = tmp_path / "padim" / "1"
+    run = tmp_path / "padim" / "1-each"
     merged = json.loads((run / "metrics.json").read_text())
     assert list(merged["categories"]) == ["bottle", "metal_nut"]
     for category in merged["categories"]:
@@ -68,7 +68,7 @@ def test_a_category_that_fails_does_not_stop_the_others(
     intact = broken.read_bytes()
     broken.write_bytes(b"not an image")
     assert main(words(root, tmp_path)) == 1
-    run = tmp_path / "padim" / "1"
+    run = tmp_path / "padim" / "1-each"
     captured = capsys.readouterr()
     assert "failed: bottle: " in captured.err
     assert "100.png" in captured.err
@@ -107,7 +107,7 @@ def test_an_interrupted_run_resumes_where_it_stopped(
 
     monkeypatch.setattr("anomaly_clip.commands.batch.run_experiment", interrupted)
     assert main(words(root, tmp_path)) == 130
-    run = tmp_path / "padim" / "1"
+    run = tmp_path / "padim" / "1-each"
     assert f"resume with anomaly_clip each --resume {run}" in capsys.readouterr().err
     assert done == [("fit", "bottle"), ("test", "bottle"), ("fit", "metal_nut")]
     done.clear()
@@ -121,7 +121,7 @@ def test_distributed_experiments_run_in_processes_of_their_own(
 ) -> None:
     ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--data.categories", "[bottle]"]
     assert main(words(root, tmp_path, *ddp)) == 0
-    merged = json.loads((tmp_path / "padim" / "1" / "metrics.json").read_text())
+    merged = json.loads((tmp_path / "padim" / "1-each" / "metrics.json").read_text())
     assert merged["run"]["protocol"]["images"] == {"bottle": 4}
     err = capsys.readouterr().err
     assert err.count("fit PaDiM | ") == err.count("test PaDiM | ") == 1
@@ -188,7 +188,7 @@ def test_a_run_is_resumed_with_its_original_options(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(words(root, tmp_path, "--data.categories", "[bottle]")) == 0
-    run = tmp_path / "padim" / "1"
+    run = tmp_path / "padim" / "1-each"
     assert main(["each", "--resume", str(run), "--model.sigma", "2"]) == 2
     assert "leave out --model.sigma" in capsys.readouterr().err
 
@@ -201,7 +201,7 @@ def test_a_resumed_run_does_not_need_its_original_configuration_file(
     config.write_text("model: {class_path: PaDiM, init_args: {sigma: 2.0}}\n", encoding="utf-8")
     line = words(root, tmp_path, "--data.categories", "[bottle]")
     assert main([line[0], "--config", str(config), *line[3:]]) == 0
-    run = tmp_path / "padim" / "1"
+    run = tmp_path / "padim" / "1-each"
     config.unlink()
     (run / "bottle" / ".tested").unlink()
     assert main(["each", "--resume", str(run)]) == 0
@@ -229,7 +229,7 @@ def test_a_launcher_is_refused(
 def test_the_checkpoint_of_an_interrupted_fit_is_replaced(root: Path, tmp_path: Path) -> None:
     line = words(root, tmp_path, "--data.categories", "[bottle]")
     assert main(line) == 0
-    run = tmp_path / "padim" / "1"
+    run = tmp_path / "padim" / "1-each"
     before = json.loads((run / "metrics.json").read_text())["mean"]
     for name in (".fitted", ".tested", "metrics.json"):
         (run / "bottle" / name).unlink()
@@ -260,7 +260,7 @@ def test_a_later_test_leaves_the_run_of_each_alone(
         first = sorted(good.iterdir())[0]
         (good / f"again{first.suffix}").write_bytes(first.read_bytes())
     assert main(["each", *words]) == 0
-    run = tmp_path / "run" / "1"
+    run = tmp_path / "run" / "1-each"
     before = (run / "bottle" / "metrics.json").read_bytes()
     checkpoint = str(run / "bottle" / "checkpoints" / "last.ckpt")
     later = ["test", "--ckpt_path", checkpoint, "--data.categories", "[metal_nut]"]

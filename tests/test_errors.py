@@ -242,9 +242,9 @@ def test_errors_of_a_users_own_code_keep_their_traceback(
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda own: own().score("ours"), "model.tau must be 0 or more"),  # of this package
-        (lambda own: own().score("full"), "free space there"),
-        (lambda own: own(tau=-1), "tau is negative"),  # a check of an option
+        (lambda kind: kind().score("ours"), "model.tau must be 0 or more"),  # of this package
+        (lambda kind: kind().score("full"), "free space there"),
+        (lambda kind: kind(tau=-1), "tau is negative"),  # a check of an option
     ],
 )
 def test_mistakes_that_own_code_finds_become_one_line(

@@ -65,7 +65,7 @@ def test_the_same_seed_gives_the_same_numbers(command: Command, tmp_path: Path) 
     for seed in (1, 1, 2):
         assert main(command("test", f"--seed_everything={seed}")) == 0
     runs = tmp_path / "runs" / "sdp"
-    first, second, other = ((runs / n / "scores.csv").read_text() for n in "123")
+    first, second, other = ((runs / f"{n}-test" / "scores.csv").read_text() for n in "123")
     assert first == second != other
 
 
@@ -73,11 +73,11 @@ def test_the_saved_configuration_repeats_the_run(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert main(command("test")) == 0
-    saved = tmp_path / "runs" / "sdp" / "1" / "config-test.yaml"
+    saved = tmp_path / "runs" / "sdp" / "1-test" / "config-test.yaml"
     config = yaml.safe_load(saved.read_text())
     assert config["model"]["init_args"]["prompts"]["states_normal"][0] == "flawless {}"
     assert main(["test", "--config", str(saved)]) == 0
-    again = tmp_path / "runs" / "sdp" / "2" / "metrics.json"
+    again = tmp_path / "runs" / "sdp" / "2-test" / "metrics.json"
     assert json.loads(again.read_text()) == json.loads(saved.with_name("metrics.json").read_text())
 
 
@@ -88,7 +88,7 @@ def test_a_printed_configuration_is_accepted_again(
     printed = tmp_path / "printed.yaml"
     printed.write_text(capsys.readouterr().out)
     assert main(["test", "--config", str(printed)]) == 0
-    assert (tmp_path / "runs" / "printed" / "1" / "metrics.json").is_file()
+    assert (tmp_path / "runs" / "printed" / "1-test" / "metrics.json").is_file()
 
 
 @pytest.mark.parametrize("exact", ["false", "true"])
@@ -101,8 +101,8 @@ def test_two_processes_give_the_same_metrics_and_images(
     ddp = ["--trainer.strategy=ddp", "--trainer.devices=2"]
     done = run_command([*words, *ddp], processes=2)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert not (tmp_path / "runs" / "two" / "2").exists()  # the processes share one folder
-    single, double = tmp_path / "runs" / "sdp" / "1", tmp_path / "runs" / "two" / "1"
+    assert not (tmp_path / "runs" / "two" / "2-test").exists()  # the processes share one folder
+    single, double = tmp_path / "runs" / "sdp" / "1-test", tmp_path / "runs" / "two" / "1-test"
     alone, shared = (json.loads((run / "metrics.json").read_text()) for run in (single, double))
     for category, metrics in alone["categories"].items():
         assert shared["categories"][category] == pytest.approx(metrics, abs=1e-9), category
@@ -119,7 +119,7 @@ def test_more_processes_than_images(command: Command, mvtec_root: Path, tmp_path
     done = run_command([*words, "--trainer.devices=3"], processes=3)
     assert done.returncode == 2, done.stderr[-2000:]
     assert "anomaly_clip: 2 images cannot be shared by 3 processes" in done.stderr
-    assert not list((tmp_path / "runs").glob("*/1"))
+    assert not list((tmp_path / "runs").glob("*/1-*"))
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_a_mistake_is_one_line_and_leaves_no_files(
     assert lines[-1].startswith(f"anomaly_clip: {message}")
     assert not any("Traceback" in line for line in lines)
     assert not list((tmp_path / "runs").rglob("*.*"))
-    assert not list((tmp_path / "runs").glob("*/1"))
+    assert not list((tmp_path / "runs").glob("*/1-*"))
 
 
 def _spoil(root: Path, what: str) -> None:
@@ -219,7 +219,7 @@ def test_a_mistake_in_the_data_is_one_line(
     err = capsys.readouterr().err
     assert message in err.strip().splitlines()[-1]
     assert "Traceback" not in err
-    assert not list((tmp_path / "runs").glob("*/1"))
+    assert not list((tmp_path / "runs").glob("*/1-*"))
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ def test_a_truncated_image_is_named(
     assert main(command("test", *more)) == 2
     err = capsys.readouterr().err.strip().splitlines()[-1]
     assert err.startswith(f"anomaly_clip: {broken}: the image cannot be decoded")
-    assert not list((tmp_path / "runs").glob("*/1"))
+    assert not list((tmp_path / "runs").glob("*/1-*"))
 
 
 @pytest.fixture
@@ -297,8 +297,8 @@ def toy(tiny_clip_config: str, mvtec_root: Path, tmp_path: Path) -> Command:
 @pytest.fixture
 def checkpoint(toy: Command, tmp_path: Path) -> Path:
     assert main(toy("fit")) == 0
-    (path,) = (tmp_path / "runs" / "toy" / "1" / "checkpoints").glob("*.ckpt")
-    assert (tmp_path / "runs" / "toy" / "1" / "config-fit.yaml").is_file()
+    (path,) = (tmp_path / "runs" / "toy" / "1-fit" / "checkpoints").glob("*.ckpt")
+    assert (tmp_path / "runs" / "toy" / "1-fit" / "config-fit.yaml").is_file()
     return path
 
 
@@ -309,7 +309,7 @@ def test_a_checkpoint_without_frozen_weights_suffices_for_a_test(
     assert set(saved["state_dict"]) == {"offset"}
     assert saved["state_dict"]["offset"] > 0.1
     assert main(["test", "--ckpt_path", str(checkpoint)]) == 0
-    metrics = json.loads((tmp_path / "runs" / "toy" / "2" / "metrics.json").read_text())
+    metrics = json.loads((tmp_path / "runs" / "toy" / "2-test" / "metrics.json").read_text())
     assert metrics["run"]["protocol"]["fitted"] is True
     assert metrics["run"]["checkpoint"] == str(checkpoint)
 
@@ -351,7 +351,7 @@ def test_options_before_the_configuration_are_not_overridden(
     verb, *words = command("test")
     early = ["--seed_everything=7", f"--data.root={tmp_path / 'mvtec'}", "--data.batch_size", "3"]
     assert main([verb, *early, *words]) == 0
-    config = yaml.safe_load((tmp_path / "runs/sdp/1/config-test.yaml").read_text())
+    config = yaml.safe_load((tmp_path / "runs/sdp/1-test/config-test.yaml").read_text())
     assert config["seed_everything"] == 7
     assert config["data"]["init_args"]["batch_size"] == 3
 
@@ -369,7 +369,7 @@ def test_the_start_line_describes_the_run(
         "8 images (4 anomalous) in 2 categories",
         "weights RANDOM, QuickGELU |",
         "seed 0",
-        str(tmp_path / "runs" / "sdp" / "1"),
+        str(tmp_path / "runs" / "sdp" / "1-test"),
     ):
         assert part in line
 
@@ -379,7 +379,7 @@ def test_verbs_that_sdp_does_not_support(
 ) -> None:
     assert main(command("fit")) == 2
     assert "SDP is zero-shot and has nothing to fit" in capsys.readouterr().err
-    assert not list((tmp_path / "runs").glob("*/1"))
+    assert not list((tmp_path / "runs").glob("*/1-*"))
     assert main(command("validate")) == 2
     assert "MVTecAD has no validation split" in capsys.readouterr().err
 
@@ -418,7 +418,7 @@ def test_an_interrupted_run_ends_with_130_and_leaves_nothing(
     assert main(command("test")) == 130
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last == "anomaly_clip: interrupted: run the same command again"
-    assert not list((tmp_path / "runs").glob("*/1"))
+    assert not list((tmp_path / "runs").glob("*/1-*"))
 
 
 @pytest.mark.parametrize(

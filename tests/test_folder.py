@@ -130,7 +130,7 @@ def test_predict_on_a_plain_folder(
     command: Callable[..., list[str]], flat: Path, tmp_path: Path
 ) -> None:
     assert main(command("predict", flat, "--output.raw_maps=true")) == 0
-    run = tmp_path / "runs" / "folder" / "1"
+    run = tmp_path / "runs" / "folder" / "1-predict"
     lines = (run / "scores.csv").read_text().splitlines()
     assert lines[0] == "path,category,label,image_score,r0,r1,weights"
     assert lines[1].startswith(f"{flat / 'photo 0.png'},laser-cut plank,,0.")

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from anomaly_clip.recording.image_records import ImageRecords
+from anomaly_clip.data import Sample
+from anomaly_clip.recording.image_records import ImageRecords, with_kinds
 from anomaly_clip.records import Batch, Scores
 
 
@@ -174,3 +175,22 @@ def test_images_without_an_anomalous_pixel_add_up_over_batches(tmp_path: Path) -
         batch = batch_of([first, first + 1], "aa", [True, True], masks(0, 3))
         records.keep(module(), scores_of(0.0, 1.0), batch)
     assert records.gather(trainer())[2] == 2
+
+
+def test_rows_have_the_kind_of_defect_if_there_are_several() -> None:
+    kinds = ["good", "cut", "dent", "cut"]
+    samples = [Sample(Path(f"{kind}.png"), "nut", kind != "good", defect=kind) for kind in kinds]
+    rows: dict[int, dict[str, Any]] = {n: {"label": int(n > 0)} for n in range(4)}
+    assert [row["defect"] for row in with_kinds(rows, samples).values()] == [
+        "",
+        "cut",
+        "dent",
+        "cut",
+    ]
+    assert "defect" not in rows[1]
+    del rows[2]
+    assert with_kinds(rows, samples) is rows
+    assert with_kinds({0: {"label": None}, 1: {"label": None}}, samples) == {
+        0: {"label": None},
+        1: {"label": None},
+    }

@@ -84,13 +84,13 @@ def test_a_fit_ends_with_its_last_step_and_goes_on(
     fit = ["fit", *words(mvtec_root, "SimpleNet", "--trainer.max_epochs=3")]
     assert main([*fit, *sent(name, "train", 3)]) == CODES[name]  # 2 steps per epoch
     by = "" if name == "SIGINT" else f" by {name}"
-    file = "runs/run/1/checkpoints/last.ckpt"
+    file = "runs/SimpleNet/1-fit/checkpoints/last.ckpt"
     advice = f"continue with the same command and --ckpt_path {file}"
     assert capsys.readouterr().err.splitlines()[-1] == f"anomaly_clip: interrupted{by}: {advice}"
     # Two optimisers take a step each.
     assert torch.load(file, weights_only=True)["global_step"] == 2 * 3
     assert main([*fit, "--ckpt_path", file]) == 0
-    after = torch.load("runs/run/2/checkpoints/last.ckpt", weights_only=True)
+    after = torch.load("runs/SimpleNet/2-fit/checkpoints/last.ckpt", weights_only=True)
     assert (after["epoch"], after["global_step"] > 2 * 3) == (3, True)
 
 
@@ -102,7 +102,7 @@ def test_a_fit_ends_within_a_validation(
     fit += ["--data.val_split", "test"]
     assert main([*fit, *sent("SIGTERM", "validation", 4)]) == 143  # the first two are the check
     assert "continue with the same command" in capsys.readouterr().err
-    assert main([*fit, "--ckpt_path", "runs/run/1/checkpoints/last.ckpt"]) == 0
+    assert main([*fit, "--ckpt_path", "runs/SimpleNet/1-fit/checkpoints/last.ckpt"]) == 0
 
 
 def test_a_second_signal_stops_at_once(mvtec_root: Path) -> None:
@@ -115,7 +115,7 @@ def test_a_second_signal_stops_at_once(mvtec_root: Path) -> None:
 def test_a_complete_fit_says_so(mvtec_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit = ["fit", *words(mvtec_root, "SimpleNet", "--trainer.max_steps=1")]
     assert main([*fit, *sent("SIGTERM", "train")]) == 143
-    assert "runs/run/1/checkpoints/last.ckpt" in capsys.readouterr().err
+    assert "runs/SimpleNet/1-fit/checkpoints/last.ckpt" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -133,7 +133,7 @@ def test_a_single_pass_leaves_nothing(
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("anomaly_clip: interrupted")
     assert last.endswith(": run the same command again")
-    assert not list(Path().glob("runs/run/*"))
+    assert not list(Path().glob("runs/PaDiM/*"))
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
@@ -141,7 +141,7 @@ def test_a_single_pass_leaves_nothing(
 def test_each_is_resumed(hook: str, mvtec_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     padim = words(mvtec_root, "PaDiM", "--model.num_channels=4")
     assert main(["each", *padim, *sent("SIGTERM", hook)]) == 143
-    message = "interrupted by SIGTERM: resume with anomaly_clip each --resume runs/run/1"
+    message = "interrupted by SIGTERM: resume with anomaly_clip each --resume runs/PaDiM/1-each"
     assert capsys.readouterr().err.splitlines()[-1] == f"anomaly_clip: {message}"
 
 
@@ -154,7 +154,7 @@ def test_compare_is_resumed(mvtec_root: Path, capsys: pytest.CaptureFixture[str]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("anomaly_clip.commands.compare._check_buildable", lambda *_: None)
         assert main(compare) == 143
-    message = "resume with anomaly_clip compare --resume runs/compare/1"
+    message = "resume with anomaly_clip compare --resume runs/compare/1-compare"
     assert capsys.readouterr().err.splitlines()[-1].endswith(message)
 
 

@@ -84,7 +84,7 @@ def check_files(run: Path, truth: NDArray[Any], predicted: NDArray[Any]) -> dict
 def test_a_frozen_backbone(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = tmp_path / "runs"
     assert main(words(root, runs, epochs=12)) == 0
-    assert logged(runs / "run" / "1", "train/accuracy")[-1] > 0.8
+    assert logged(runs / "LinearProbe" / "1-fit", "train/accuracy")[-1] > 0.8
     checkpoint = torch.load(fitted(runs), weights_only=True)
     assert set(checkpoint["state_dict"]) == {"head.weight", "head.bias"}
     assert checkpoint["state_dict"]["head.weight"].shape == (4, 512)
@@ -129,7 +129,7 @@ def test_a_frozen_backbone(root: Path, tmp_path: Path, capsys: pytest.CaptureFix
     # ``predict`` writes the same scores.
     line = ["predict", "--ckpt_path", str(fitted(runs)), "--output.root", str(tmp_path / "p")]
     assert main(line) == 0
-    [written] = (tmp_path / "p").glob("*/1/scores.csv")
+    [written] = (tmp_path / "p").glob("*/1-*/scores.csv")
     assert scores(written.parent) == rows
 
 
@@ -142,7 +142,7 @@ def test_a_trained_backbone(root: Path, tmp_path: Path, weights: Path) -> None:
     weights.unlink()  # the checkpoint holds all that is needed
     run = run_test(runs)
     metrics = json.loads((run / "metrics.json").read_text())
-    assert logged(runs / "run" / "1", "train/accuracy")[-1] > 0.8
+    assert logged(runs / "LinearProbe" / "1-fit", "train/accuracy")[-1] > 0.8
     assert metrics["run"]["weights"]["pretrained"] == str(weights)
     assert len(metrics["run"]["weights"]["sha256"]) == 64
     state = state_of(fitted(runs))
@@ -176,7 +176,7 @@ def test_several_patterns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     runs = tmp_path / "runs"
     line = words(tmp_path / "MixedWM38.npz", runs, "--data.targets", "multi")
     assert main([*line, "--data.val_split", "test"]) == 0
-    assert len(logged(runs / "run" / "1", "val/f1")) == 3
+    assert len(logged(runs / "LinearProbe" / "1-fit", "val/f1")) == 3
     run = run_test(runs)
     assert "MixedWM38" in capsys.readouterr().out
     rows = scores(run)
@@ -206,7 +206,10 @@ def test_cached_features_do_not_change_the_results(root: Path, tmp_path: Path) -
         assert main([*line, "--data.num_workers", workers]) == 0
     heads = [state_of(fitted(tmp_path / cached)) for cached in ("true", "false")]
     assert_close(heads[0], heads[1], atol=1e-6, rtol=1e-5)
-    val = [logged(tmp_path / cached / "run" / "1", "val/f1") for cached in ("true", "false")]
+    val = [
+        logged(tmp_path / cached / "LinearProbe" / "1-fit", "val/f1")
+        for cached in ("true", "false")
+    ]
     assert val[0] == pytest.approx(val[1])
     predicted = [
         [row["predicted"] for row in scores(run_test(tmp_path / cached))]
@@ -244,7 +247,9 @@ def test_a_resumed_fit_is_the_uninterrupted_one(root: Path, tmp_path: Path) -> N
         line = words(root, tmp_path / frozen, "--trainer.callbacks+", json.dumps(every), epochs=2)
         line += ["--model.frozen", frozen]
         assert main(line) == 0
-        [between] = (tmp_path / frozen / "run" / "1" / "checkpoints").glob("epoch=0-*.ckpt")
+        [between] = (tmp_path / frozen / "LinearProbe" / "1-fit" / "checkpoints").glob(
+            "epoch=0-*.ckpt"
+        )
         assert main([*line, "--ckpt_path", str(between)]) == 0
         first, second = (state_of(fitted(tmp_path / frozen, number)) for number in (1, 2))
         assert_close(first, second, atol=0, rtol=0)
@@ -256,9 +261,13 @@ def test_two_processes_match_one(root: Path, tmp_path: Path) -> None:
     ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--data.batch_size", "8"]
     compared = {"class_path": "ddp_checks.Compared", "init_args": {"file": str(tmp_path / "c")}}
     line = words(root, tmp_path / "two", *ddp, "--trainer.callbacks+", json.dumps(compared))
-    again = ["test", "--config", str(tmp_path / "two" / "run" / "1" / "config-fit.yaml")]
+    again = [
+        "test",
+        "--config",
+        str(tmp_path / "two" / "LinearProbe" / "1-fit" / "config-fit.yaml"),
+    ]
     again += ["--ckpt_path", str(fitted(tmp_path / "two")), "--trainer.callbacks", "null"]
-    again += ["--output.root", str(tmp_path / "tested"), "--output.name", "run"]
+    again += ["--output.root", str(tmp_path / "tested"), "--output.name", "again"]
     for part in (line, again):
         done = run_command(part, processes=2)
         assert done.returncode == 0, done.stderr[-2000:]
@@ -269,7 +278,7 @@ def test_two_processes_match_one(root: Path, tmp_path: Path) -> None:
     assert sorted(first[:16] + second[:16]) == list(range(32))
     states = [state_of(fitted(tmp_path / name)) for name in ("one", "two")]
     assert_close(states[0], states[1], atol=1e-5, rtol=1e-4)
-    alone, shared = run_test(tmp_path / "one"), tmp_path / "tested" / "run" / "1"
+    alone, shared = run_test(tmp_path / "one"), tmp_path / "tested" / "again" / "1-test"
     means = [json.loads((run / "metrics.json").read_text())["mean"] for run in (alone, shared)]
     assert means[0] == pytest.approx(means[1])
     assert [row["predicted"] for row in scores(alone)] == [
@@ -367,7 +376,7 @@ def test_each_fits_and_tests_the_one_category(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(words(root, tmp_path / "runs", verb="each")) == 0
-    run = tmp_path / "runs" / "run" / "1"
+    run = tmp_path / "runs" / "LinearProbe" / "1-fit"
     merged = json.loads((run / "metrics.json").read_text())
     single = json.loads((run / "wafer map" / "metrics.json").read_text())
     assert merged["mean"] == single["mean"]

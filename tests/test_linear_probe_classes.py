@@ -69,7 +69,7 @@ def test_mistakes_with_a_checkpoint(
     for message, options in cases.items():
         line = options
         if options is not unfitted:
-            config = ["--config", str(runs / "run" / "1" / "config-fit.yaml")]
+            config = ["--config", str(runs / "LinearProbe" / "1-fit" / "config-fit.yaml")]
             line = ["test", *config, "--ckpt_path", str(fitted(runs)), *options]
         assert main(line) == 2
         assert message in capsys.readouterr().err

@@ -158,7 +158,7 @@ def seven_bottles(mvtec_root: Path) -> Path:
 @pytest.mark.slow
 def test_fit_and_test_from_the_checkpoint_alone(seven_bottles: Path, tmp_path: Path) -> None:
     assert main(words("fit", seven_bottles, tmp_path / "runs", *ONE)) == 0
-    [checkpoint] = (tmp_path / "runs" / "run" / "1" / "checkpoints").iterdir()
+    [checkpoint] = (tmp_path / "runs" / "PaDiM" / "1-fit" / "checkpoints").iterdir()
     kept = torch.load(checkpoint, weights_only=True)["state_dict"]
     assert {name: tuple(value.shape) for name, value in kept.items()} == {
         "unused": (),
@@ -245,7 +245,7 @@ def test_mixed_precision_leaves_distances_as_they_are(backbone: CNNBackbone) -> 
 def test_half_precision_keeps_its_gaussians_in_float32(seven_bottles: Path, tmp_path: Path) -> None:
     line = words("fit", seven_bottles, tmp_path, *ONE, "--trainer.precision", "bf16-true")
     assert main([*line, "--trainer.enable_model_summary", "false"]) == 0
-    [checkpoint] = tmp_path.glob("*/1/checkpoints/last.ckpt")
+    [checkpoint] = tmp_path.glob("*/1-*/checkpoints/last.ckpt")
     state = torch.load(checkpoint, weights_only=True)["state_dict"]
     assert state["factor"].dtype == state["mean"].dtype == torch.float32
     # The backbone is recognised although it was cast.
@@ -261,7 +261,7 @@ def test_a_checkpoint_loads_with_another_copy_of_the_weights(
     torch.save(state, tmp_path / "a.pt")
     weights = ("--model.backbone.weights", str(tmp_path / "a.pt"))
     assert main(words("fit", seven_bottles, tmp_path / "runs", *ONE, *weights)) == 0
-    [checkpoint] = (tmp_path / "runs").glob("*/1/checkpoints/last.ckpt")
+    [checkpoint] = (tmp_path / "runs").glob("*/1-*/checkpoints/last.ckpt")
     (tmp_path / "a.pt").rename(tmp_path / "b.pt")
     test = ["test", "--ckpt_path", str(checkpoint), "--output.root", str(tmp_path / "t")]
     capsys.readouterr()

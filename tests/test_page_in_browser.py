@@ -194,7 +194,7 @@ def test_a_predict_without_a_calibration_decides_nothing(
     predict_options: list[str], tmp_path: Path, chrome: Chrome
 ) -> None:
     assert main(["predict", *predict_options]) == 0
-    open_page(chrome, tmp_path / "runs" / "own" / "1" / PAGE)
+    open_page(chrome, tmp_path / "runs" / "own" / "1-predict" / PAGE)
     assert counts(chrome) == []
     assert not chrome.find_element(By.ID, "mark").is_displayed()
     assert "This slider decides nothing" in chrome.find_element(By.ID, "rule").text

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from run_folder import embedded, text_of
+from run_folder import embedded, folders_on, text_of
 from test_decisions_runs import Planks
 
 from anomaly_clip.cli import main
@@ -48,12 +48,13 @@ def test_the_gallery_of_a_predict_shows_decisions(planks: Planks, tmp_path: Path
             assert image["contour"]
             with Image.open(run / "gallery" / image["picture"]) as sheet:
                 # 40 x 56 pixels: not made square; without marked pixels, there is no heat map.
-                assert sheet.size == ((192 * 2 + 4, 137) if image["heat"] else (192, 137))
+                assert sheet.size == ((192 * 3 + 8, 137) if image["heat"] else (192, 137))
         anomalous = [image["score"] for image in listed if image["kind"] == "anomalous"]
         assert anomalous == sorted(anomalous, reverse=True)
         contours[name] = {image["kind"] for image in listed}
         count = sum(row["decision"] == "anomalous" for row in rows.values())
         assert f"{count} of 7 images are called anomalous" in text_of(run)
+        assert folders_on(run / PAGE, tmp_path, planks.file.parent) == []
         table = embedded(run, "rows")
         assert (len(table["cards"]), table["drawings"]) == (7, {})
         drawings = json.loads((run / "gallery" / "gallery.json").read_text())["drawings"]
@@ -67,6 +68,7 @@ def test_the_page_of_a_test_has_rates_at_the_threshold(planks: Planks, tmp_path:
     run = tmp_path / "run"
     assert planks.run("test", run) == 0
     text = text_of(run)
+    assert folders_on(run / PAGE, tmp_path, planks.file.parent) == []
     content = json.loads((run / "metrics.json").read_text())
     recall = content["decisions"]["categories"]["images"]["recall"]
     assert f"recall ({recall['count']} of {recall['total']})" in text

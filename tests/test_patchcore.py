@@ -146,7 +146,7 @@ def test_fit_logs_its_cost_and_a_test_needs_only_the_checkpoint(
         "PatchCore: 2 images have 32 patches of 384 values, and the bank keeps 16 patches; "
         "the fit takes about" in err
     )
-    checkpoint = tmp_path / "runs" / "run" / "1" / "checkpoints" / "last.ckpt"
+    checkpoint = tmp_path / "runs" / "PatchCore" / "1-fit" / "checkpoints" / "last.ckpt"
     state = torch.load(checkpoint, weights_only=True)["state_dict"]
     assert {name: tuple(v.shape) for name, v in state.items()} == {"unused": (), "bank": (16, 384)}
     line = ["test", "--ckpt_path", str(checkpoint), "--output.root", str(tmp_path / "t")]

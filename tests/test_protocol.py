@@ -40,7 +40,7 @@ def test_a_real_run_says_everything(
 ) -> None:
     words = ["test", *tiny_sdp, "--output.page=false", "--data.mask_threshold", "0.25"]
     assert main([*words, "--seed_everything", "7"]) == 0
-    run = tmp_path / "runs" / "sdp" / "1"
+    run = tmp_path / "runs" / "sdp" / "1-test"
     texts = items(run)
     assert NOT_RECORDED not in texts.values()
     expected = {
@@ -130,7 +130,7 @@ def test_activation_and_positions(tiny_sdp: list[str], mvtec_root: Path, tmp_pat
     words = ["test", *tiny_sdp, "--output.page=false"]
     assert main([*words, *options]) == 0
     assert main(words) == 0
-    changed, default = (tmp_path / "runs" / "sdp" / number for number in "12")
+    changed, default = (tmp_path / "runs" / "sdp" / f"{number}-test" for number in "12")
     texts = items(changed)
     assert texts["activation"] == "QuickGELU"
     assert texts["interpolation of positional embeddings"] == "bicubic"

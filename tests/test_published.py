@@ -17,7 +17,7 @@ from anomaly_clip.reporting.published import PublishedCell, RunSpec
 from anomaly_clip.reporting.published_reader import FILE, load_published
 
 ROOT = Path(__file__).parent.parent
-PACKAGED = ROOT / "anomaly_clip" / "report" / FILE
+PACKAGED = ROOT / "anomaly_clip" / "reporting" / FILE
 
 
 def row_of(table: str, method: str, of: str | None = None) -> tuple[float | None, ...]:
@@ -294,7 +294,7 @@ def test_tables_in_the_readme_need_the_command_of_their_row() -> None:
     assert len(rows) == 5
     for command, tables in rows:
         (name,) = re.findall(r"--config (\S+)", command)
-        config = f"--config configs/{name}.yaml"
+        config = f"--config {name} "
         for table in re.findall(r"`(\w+)`", tables):
             needed = [line for run in load_published().tables[table].runs for line in run.commands]
             assert any(config in line for line in needed), (table, config)

@@ -12,7 +12,7 @@ from anomaly_clip.reporting.published_reader import FILE, load_published, read_p
 ROOT = Path(__file__).parent.parent
 
 
-PACKAGED = ROOT / "anomaly_clip" / "report" / FILE
+PACKAGED = ROOT / "anomaly_clip" / "reporting" / FILE
 
 
 def changed(tmp_path: Path, old: str, new: str) -> Path:

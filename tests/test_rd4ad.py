@@ -173,7 +173,7 @@ def test_training_lowers_the_loss(mvtec_root: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_fit_and_test_from_the_checkpoint_alone(mvtec_root: Path, tmp_path: Path) -> None:
     assert main(words("fit", mvtec_root, tmp_path / "runs", *ONE)) == 0
-    [checkpoint] = (tmp_path / "runs" / "run" / "1" / "checkpoints").iterdir()
+    [checkpoint] = (tmp_path / "runs" / "RD4AD" / "1-fit" / "checkpoints").iterdir()
     kept = state_of(tmp_path / "runs")
     assert {name.partition(".")[0] for name in kept} == {"bottleneck", "student", "trained"}
     for verb in ("test", "predict"):
@@ -191,9 +191,9 @@ def test_a_resumed_fit_equals_the_uninterrupted_one(mvtec_root: Path, tmp_path: 
     line = words("fit", mvtec_root, tmp_path, *ONE, "--trainer.callbacks+", json.dumps(every))
     line += ["--data.batch_size", "1"]
     assert main(line) == 0
-    [between] = (tmp_path / "run" / "1" / "checkpoints").glob("epoch=0-*.ckpt")
+    [between] = (tmp_path / "RD4AD" / "1-fit" / "checkpoints").glob("epoch=0-*.ckpt")
     assert main([*line, "--ckpt_path", str(between)]) == 0
-    assert_close(state_of(tmp_path), state_of(tmp_path, "run/2"), atol=0, rtol=0)
+    assert_close(state_of(tmp_path), state_of(tmp_path, 2), atol=0, rtol=0)
 
 
 @pytest.mark.slow
@@ -204,9 +204,9 @@ def test_the_best_epoch_on_test_images_is_kept_and_reported(
     line = words("fit", mvtec_root, tmp_path, *ONE, *options, "--trainer.max_epochs", "4")
     line += ["--model.lr", "0.05", "--data.batch_size", "1"]
     assert main(line) == 0
-    checkpoint = tmp_path / "run" / "1" / "checkpoints" / "last.ckpt"
+    checkpoint = tmp_path / "RD4AD" / "1-fit" / "checkpoints" / "last.ckpt"
     best = torch.load(checkpoint, weights_only=True)["best"]
-    log = (tmp_path / "run" / "1" / "logs" / "metrics.csv").read_text().splitlines()
+    log = (tmp_path / "RD4AD" / "1-fit" / "logs" / "metrics.csv").read_text().splitlines()
     columns = [log[0].split(",").index(f"val/{name}_auroc") for name in ("image", "pixel")]
     rows = [[row.split(",")[column] for column in columns] for row in log[1:]]
     pairs = [(float(image), float(pixel)) for image, pixel in rows if image]

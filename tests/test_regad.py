@@ -229,7 +229,7 @@ def three(mvtec_root: Path) -> Path:
 
 
 def state_of(runs: Path, number: int = 1) -> dict[str, Tensor]:
-    path = runs / "run" / str(number) / "checkpoints" / "last.ckpt"
+    path = runs / "RegAD" / f"{number}-fit" / "checkpoints" / "last.ckpt"
     state: dict[str, Tensor] = torch.load(path, weights_only=True)["state_dict"]
     return state
 
@@ -237,7 +237,7 @@ def state_of(runs: Path, number: int = 1) -> dict[str, Tensor]:
 @pytest.mark.slow
 def test_fit_and_test_from_the_checkpoint_alone(three: Path, tmp_path: Path) -> None:
     assert main(words("fit", three, tmp_path / "runs", *ONE)) == 0
-    checkpoint = tmp_path / "runs" / "run" / "1" / "checkpoints" / "last.ckpt"
+    checkpoint = tmp_path / "runs" / "RegAD" / "1-fit" / "checkpoints" / "last.ckpt"
     state = state_of(tmp_path / "runs")
     heads = {name.split(".")[0] for name in state}
     assert heads == {"network", "encoder", "predictor", "trained"}  # no Gaussians, no frozen parts
@@ -245,7 +245,7 @@ def test_fit_and_test_from_the_checkpoint_alone(three: Path, tmp_path: Path) -> 
     assert int(state["network.stem.1.num_batches_tracked"]) == 2 * 2 * 2
     line = ["test", "--ckpt_path", str(checkpoint), "--output.root", str(tmp_path / "test")]
     assert main([*line, "--output.maps", "true"]) == 0
-    [run] = (tmp_path / "test").glob("*/1")
+    [run] = (tmp_path / "test").glob("*/1-*")
     metrics = json.loads((run / "metrics.json").read_text())
     protocol = metrics["run"]["protocol"]
     expected = {"shots": 2, "rounds": 2, "select": "last", "train_categories": "others"}
@@ -324,7 +324,7 @@ def test_a_resumed_fit_equals_the_uninterrupted_one(three: Path, tmp_path: Path)
     line = words("fit", three, tmp_path, *ONE, "--trainer.callbacks+", kept)
     assert main(line) == 0
     for number, (step, workers) in enumerate(((2, "0"), (3, "1")), start=2):
-        between = str(tmp_path / "run" / "1" / "checkpoints" / f"step={step}.ckpt")
+        between = str(tmp_path / "RegAD" / "1-fit" / "checkpoints" / f"step={step}.ckpt")
         assert main([*line, "--ckpt_path", between, "--data.num_workers", workers]) == 0
         assert_close(state_of(tmp_path, number), state_of(tmp_path), atol=0, rtol=0)
 
@@ -350,7 +350,7 @@ def test_two_processes_learn_together_and_test_as_one(three: Path, tmp_path: Pat
     # process gets two batches per epoch.
     assert min(len(first), len(second)) >= 4
     assert sorted(first + second) == sorted(2 * list(range(8)))
-    checkpoint = tmp_path / "f" / "run" / "1" / "checkpoints" / "last.ckpt"
+    checkpoint = tmp_path / "f" / "RegAD" / "1-fit" / "checkpoints" / "last.ckpt"
     test = ["test", "--ckpt_path", str(checkpoint), "--trainer.callbacks", "null"]
     run([*test, "--output.root", str(tmp_path / "two"), *ddp])
     single = ["--trainer.strategy", "auto", "--trainer.devices", "1"]
@@ -441,10 +441,12 @@ def test_a_resumed_selection_equals_the_uninterrupted_one(three: Path, tmp_path:
     line += ["--model.select", "best_test", "--model.candidates", "before_epoch"]
     line += ["--trainer.callbacks+", json.dumps(every)]
     assert main(line) == 0
-    [between] = (tmp_path / "run" / "1" / "checkpoints").glob("epoch=0-*.ckpt")
+    [between] = (tmp_path / "RegAD" / "1-fit" / "checkpoints").glob("epoch=0-*.ckpt")
     assert main([*line, "--ckpt_path", str(between)]) == 0
     bests = [
-        torch.load(tmp_path / "run" / n / "checkpoints" / "last.ckpt", weights_only=True)["best"]
+        torch.load(
+            tmp_path / "RegAD" / f"{n}-fit" / "checkpoints" / "last.ckpt", weights_only=True
+        )["best"]
         for n in ("1", "2")
     ]
     assert bests[0]["epoch"] == bests[1]["epoch"] in (-1, 0)

@@ -17,23 +17,39 @@ from anomaly_clip.results.folder import (
     SCRATCH,
     claim_scratch,
     create_run_folder,
+    find_run,
     remove_abandoned,
+    run_number,
 )
 
 
 def test_numbers_continue_and_are_never_shared(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
-        folders = list(pool.map(lambda _: create_run_folder(tmp_path, "sdp"), range(24)))
-    assert sorted(int(f.name) for f in folders) == list(range(1, 25))
+        verbs = ("fit", "test", "predict") * 8
+        folders = list(pool.map(lambda verb: create_run_folder(tmp_path, "sdp", verb), verbs))
+    assert sorted(run_number(folder) or 0 for folder in folders) == [*range(1, 25)]
+    assert [folder.name.partition("-")[2] for folder in folders] == list(verbs)
+    assert set((tmp_path / "sdp").iterdir()) == set(folders)
     (tmp_path / "sdp" / "notes").mkdir()
-    assert create_run_folder(tmp_path, "sdp").name == "25"
-    assert create_run_folder(tmp_path, "other").name == "1"
+    (tmp_path / "sdp" / "40").mkdir()  # of 0.1.0
+    assert create_run_folder(tmp_path, "sdp", "fit").name == "41-fit"
+    assert create_run_folder(tmp_path, "other", "test").name == "1-test"
+
+
+def test_a_number_stands_for_the_folder_of_its_run(tmp_path: Path) -> None:
+    for name in ("1-fit", "2", "3-test", "3-fit", "10-test"):
+        (tmp_path / name / "checkpoints").mkdir(parents=True)
+    assert find_run(tmp_path / "1") == tmp_path / "1-fit"
+    assert find_run(tmp_path / "2") == tmp_path / "2"
+    assert find_run(tmp_path / "1" / "checkpoints" / "x.ckpt").parent.parent.name == "1-fit"
+    for path in ("3", "4", "0", "1-fi", "10-test", "x/1", "1-fit/2"):  # 3: which of the two?
+        assert find_run(tmp_path / path) == tmp_path / path
 
 
 def test_a_root_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"output.root .*file: cannot create a run folder"):
-        create_run_folder(tmp_path / "file", "sdp")
+        create_run_folder(tmp_path / "file", "sdp", "fit")
 
 
 def test_versions_name_what_metrics_depend_on() -> None:
@@ -75,7 +91,7 @@ def test_scratch_folders_of_killed_processes_are_removed_by_the_next_run(tmp_pat
     claimed = tmp_path / "b" / "3" / SCRATCH
     claim_scratch(claimed)
     claim_scratch(claimed)
-    assert create_run_folder(tmp_path, "c") == tmp_path / "c" / "1"
+    assert create_run_folder(tmp_path, "c", "fit") == tmp_path / "c" / "1-fit"
     assert [(tmp_path / place / SCRATCH).exists() for place in places] == [False] * 3
     assert (tmp_path / "a" / "2").is_dir()
     assert [folder.exists() for folder in (other, unknown, claimed)] == [True] * 3

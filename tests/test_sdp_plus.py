@@ -337,7 +337,7 @@ def test_fit_and_then_test_with_the_checkpoint_only(
 ) -> None:
     words = sdp_plus_command(mvtec_root, trained_on.root, tiny_clip_config, tmp_path / "runs")
     assert main([*words, "--trainer.max_epochs", "1"]) == 0
-    run = tmp_path / "runs" / "run" / "1"
+    run = tmp_path / "runs" / "SDPPlus" / "1-fit"
     (checkpoint,) = (run / "checkpoints").glob("*.ckpt")
     kept = torch.load(checkpoint, weights_only=True)["state_dict"]
     assert set(kept) == set(read_linear_layers(run / "linear_layers.pth"))
@@ -389,11 +389,11 @@ def test_options_that_a_resumed_fit_and_a_test_may_change(
 ) -> None:
     words = sdp_plus_command(mvtec_root, trained_on.root, tiny_clip_config, tmp_path / "runs")
     assert main([*words, "--trainer.max_epochs", "1"]) == 0
-    layers = tmp_path / "runs" / "run" / "1" / "linear_layers.pth"
+    layers = tmp_path / "runs" / "SDPPlus" / "1-fit" / "linear_layers.pth"
     again = [*words, "--model.linear_layers", str(layers), "--trainer.max_epochs", "1"]
     assert main(again) == 0
     layers.unlink()  # the checkpoint contains the fitted layers
-    (checkpoint,) = (tmp_path / "runs" / "run" / "2" / "checkpoints").glob("*.ckpt")
+    (checkpoint,) = (tmp_path / "runs" / "SDPPlus" / "2-fit" / "checkpoints").glob("*.ckpt")
     test = ["test", "--ckpt_path", str(checkpoint), "--output.root", str(tmp_path / "t")]
     assert main([*test, "--model.sigma", "4"]) == 0
     resumed = [*again, "--ckpt_path", str(checkpoint), "--model.feature_cache_gb", "0"]
@@ -411,7 +411,7 @@ def test_layers_from_a_file_are_recorded(
 ) -> None:
     words = sdp_plus_command(mvtec_root, trained_on.root, tiny_clip_config, tmp_path / "runs")
     assert main([*words, "--trainer.max_epochs", "1"]) == 0
-    layers = tmp_path / "runs" / "run" / "1" / "linear_layers.pth"
+    layers = tmp_path / "runs" / "SDPPlus" / "1-fit" / "linear_layers.pth"
     test = sdp_plus_command(mvtec_root, trained_on.root, tiny_clip_config, tmp_path / "t", "test")
     assert main([*test, "--model.linear_layers", str(layers)]) == 0
     (metrics,) = (tmp_path / "t").rglob("metrics.json")
@@ -508,7 +508,7 @@ def test_two_processes_train_the_same_layers_as_one(
     assert len(list((tmp_path / "cold" / "features").rglob("*.safetensors"))) == 6
     assert done.returncode == 0, done.stderr[-2000:]
     single, double = (
-        read_linear_layers(tmp_path / "runs" / name / "1" / "linear_layers.pth")
+        read_linear_layers(tmp_path / "runs" / name / "1-fit" / "linear_layers.pth")
         for name in ("one", "two")
     )
     for key, value in single.items():
@@ -516,13 +516,13 @@ def test_two_processes_train_the_same_layers_as_one(
         assert ((double[key] - value).abs() > 1e-4).float().mean() < 0.01, key
     tested = []
     for name, more in (("a", []), ("b", ddp[:4])):
-        layers = tmp_path / "runs" / "one" / "1" / "linear_layers.pth"
+        layers = tmp_path / "runs" / "one" / "1-fit" / "linear_layers.pth"
         test = sdp_plus_command(
             mvtec_root, trained_on.root, tiny_clip_config, tmp_path / "runs", "test"
         )
         test += ["--model.linear_layers", str(layers), "--output.name", name, *more]
         done = run_command(test, processes=2 if more else 1)
         assert done.returncode == 0, done.stderr[-2000:]
-        metrics = tmp_path / "runs" / name / "1" / "metrics.json"
+        metrics = tmp_path / "runs" / name / "1-fit" / "metrics.json"
         tested.append(json.loads(metrics.read_text())["mean"])
     assert tested[1] == pytest.approx(tested[0], abs=1e-6)

@@ -105,12 +105,12 @@ def test_three_processes_learn_together_and_test_as_one(command: Command, tmp_pa
     else:
         assert len(sizes) == 1  # of each epoch of seven, or of ten, the last image is left out
         assert max(trained.count(row) for row in trained) <= 2
-    folder = tmp_path / "runs" / "fit" / "1"
+    folder = tmp_path / "runs" / "fit" / "1-fit"
     tests = []
     for processes in (1, 3):
         test = command("test", f"--output.name=test{processes}")
         run([*test, "--ckpt_path", str(folder / "checkpoints" / "last.ckpt")], processes)
-        tests.append(tmp_path / "runs" / f"test{processes}" / "1")
+        tests.append(tmp_path / "runs" / f"test{processes}" / "1-test")
     assert files_of(tests[0]) == files_of(tests[1])
     contents: list[Any] = [json.loads((test / "metrics.json").read_text()) for test in tests]
     assert contents[1]["mean"] == pytest.approx(contents[0]["mean"], abs=1e-6)
@@ -130,7 +130,7 @@ def test_batch_norm_alone_makes_a_difference(command: Command, tmp_path: Path) -
         more = [f"--data.batch_size={size}", f"--output.name=fit{processes}", *fixed]
         err = run(command("fit", *more, "--trainer.limit_train_batches=1"), processes)
         assert "BatchNorm" not in err
-        file = tmp_path / "runs" / f"fit{processes}" / "1" / "checkpoints" / "last.ckpt"
+        file = tmp_path / "runs" / f"fit{processes}" / "1-fit" / "checkpoints" / "last.ckpt"
         states.append(torch.load(file, weights_only=True)["state_dict"])
     # Adam's first step has the sign of the gradient, which rounding flips where it is tiny.
     for name, value in states[0].items():
@@ -151,5 +151,5 @@ def test_three_processes_train_a_clip(tmp_path: Path) -> None:
     err = run(line, 3)
     assert "BatchNorm" not in err
     assert json.loads((tmp_path / "c").read_text())["equal"]
-    weights = load_file(tmp_path / "runs" / "run" / "1" / "clip.safetensors")
+    weights = load_file(tmp_path / "runs" / "Contrastive" / "1-fit" / "clip.safetensors")
     assert all(value.isfinite().all() for value in weights.values())

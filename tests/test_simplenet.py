@@ -154,7 +154,7 @@ def test_training_separates_features_from_noisy_ones(mvtec_root: Path) -> None:
 @pytest.mark.slow
 def test_fit_and_test_from_the_checkpoint_alone(mvtec_root: Path, tmp_path: Path) -> None:
     assert main(words("fit", mvtec_root, tmp_path / "runs", *ONE)) == 0
-    [checkpoint] = (tmp_path / "runs" / "run" / "1" / "checkpoints").iterdir()
+    [checkpoint] = (tmp_path / "runs" / "SimpleNet" / "1-fit" / "checkpoints").iterdir()
     kept = state_of(tmp_path / "runs")
     assert {name.partition(".")[0] for name in kept} == {"adaptor", "discriminator", "trained"}
     for verb in ("test", "predict"):
@@ -176,11 +176,13 @@ def test_a_resumed_fit_equals_the_uninterrupted_one(
     if select == "best_test":
         line += ["--data.val_split", "test"]
     assert main(line) == 0
-    [between] = (tmp_path / "run" / "1" / "checkpoints").glob("epoch=0-*.ckpt")
+    [between] = (tmp_path / "SimpleNet" / "1-fit" / "checkpoints").glob("epoch=0-*.ckpt")
     assert main([*line, "--ckpt_path", str(between)]) == 0
-    assert_close(state_of(tmp_path), state_of(tmp_path, "run/2"), atol=0, rtol=0)
+    assert_close(state_of(tmp_path), state_of(tmp_path, 2), atol=0, rtol=0)
     bests = [
-        torch.load(tmp_path / "run" / n / "checkpoints" / "last.ckpt", weights_only=True)["best"]
+        torch.load(
+            tmp_path / "SimpleNet" / f"{n}-fit" / "checkpoints" / "last.ckpt", weights_only=True
+        )["best"]
         for n in ("1", "2")
     ]
     assert (bests[0] is None) == (select == "last")

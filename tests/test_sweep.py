@@ -252,7 +252,7 @@ def test_the_commands_of_wandbs_agent_are_accepted(
     options = {name: p.draw(3, 1, name) for name, p in sweep.parameters.items()}
     assert sweep.words(options) == words[3:]
     head = file.read_text(encoding="utf-8").split("program:")[0]
-    assert f"anomaly_clip sweep configs/sweeps/{file.name}" in head
+    assert f"anomaly_clip sweep sweeps/{file.stem}" in head
     assert f"wandb sweep configs/sweeps/{file.name}" in head
 
 
@@ -292,7 +292,7 @@ def test_fit_logs_the_goal_of_every_file(
     monkeypatch.chdir(ROOT)
     words = tiny(file, tiny_clip_config, mvtec_root, tmp_path)
     assert main(["sweep", str(file), "--count", "1", *words]) == 0, capsys.readouterr().err
-    (row,) = table(tmp_path / "runs" / f"sweep_{file.stem}" / "1")
+    (row,) = table(tmp_path / "runs" / f"sweep_{file.stem}" / "1-sweep")
     assert row["state"] == "finished"
     sweep = read_sweep(file)
     assert float(row[sweep.metric]) >= 0
@@ -320,7 +320,7 @@ def test_four_runs_share_their_features(
 
     monkeypatch.setattr(feature_cache, "_encoded", encoded)
     assert main(demo(tmp_path)) == 0
-    run = tmp_path / "runs" / "sweep_demo" / "1"
+    run = tmp_path / "runs" / "sweep_demo" / "1-sweep"
     cached = list((Path(os.environ[CACHE_VARIABLE]) / "features").glob("*/*.safetensors"))
     assert sum(seen) == len(cached) == 20  # images are encoded once, not per run
     out = capsys.readouterr().out
@@ -376,7 +376,7 @@ def test_an_interrupted_sweep_resumes_where_it_stopped(
 
     monkeypatch.setattr("anomaly_clip.commands.batch.run_experiment", interrupted)
     assert main(small) == 130
-    run = tmp_path / "runs" / "sweep_my_sweep" / "1"
+    run = tmp_path / "runs" / "sweep_my_sweep" / "1-sweep"
     assert f"resume with anomaly_clip sweep --resume {run}" in capsys.readouterr().err
     assert [row["state"] for row in table(run)] == ["finished", "not run", "not run"]
     before = table(run)
@@ -410,7 +410,7 @@ def test_a_run_that_fails_does_not_stop_the_others(
     file = write(parameters={"model.lr": {"values": [0.001, -1.0, 0.002]}}, command=command)
     words = ["sweep", str(file), *TINY_CLIP, *QUICK, "--output.root", str(tmp_path / "runs")]
     assert main(words) == 1
-    run = tmp_path / "runs" / "sweep_my_sweep" / "1"
+    run = tmp_path / "runs" / "sweep_my_sweep" / "1-sweep"
     rows = table(run)
     assert [row["state"] for row in rows] == ["finished", "failed", "finished"]
     assert rows[1]["why"] == "model.lr must be above 0, got -1.0"
@@ -433,7 +433,7 @@ def test_a_run_that_does_not_log_the_goal_fails(
     file = write(command=command)
     words = ["sweep", str(file), *TINY_CLIP, *QUICK]
     assert main([*words, "--output.root", str(tmp_path)]) == 1
-    row, *others = table(tmp_path / "sweep_my_sweep" / "1")
+    row, *others = table(tmp_path / "sweep_my_sweep" / "1-sweep")
     assert row["state"] == "failed"
     assert [other["state"] for other in others] == [
         "not run"

@@ -105,7 +105,7 @@ def test_fit_exports_a_resnet_that_torchvision_and_timm_can_load(
     classes: Path, tiny_clip_config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(words(classes, tiny_clip_config, tmp_path / "runs")) == 0
-    run = tmp_path / "runs" / "run" / "1"
+    run = tmp_path / "runs" / "TAB" / "1-fit"
     file = run / "tab_resnet18.safetensors"
     assert f"weights: {file}" in capsys.readouterr().err
     state = load_file(file)
@@ -148,7 +148,7 @@ def test_training_changes_the_resnet_but_not_its_classifier(
 ) -> None:
     line = words(classes, tiny_clip_config, tmp_path, "--seed_everything", "5")
     assert main(line) == 0
-    state = load_file(tmp_path / "run" / "1" / "tab_resnet18.safetensors")
+    state = load_file(tmp_path / "TAB" / "1-fit" / "tab_resnet18.safetensors")
     torch.manual_seed(5)
     start = TAB(RANDOM_NETWORK).encoder.state_dict()
     assert_close(state["fc.weight"], start["fc.weight"], atol=0, rtol=0)
@@ -184,7 +184,7 @@ def test_every_ablation_runs(
 ) -> None:
     line = words(classes, tiny_clip_config, tmp_path, *options)
     assert main([*line, "--trainer.max_epochs", "1"]) == 0
-    state = load_file(tmp_path / "run" / "1" / "tab_resnet18.safetensors")
+    state = load_file(tmp_path / "TAB" / "1-fit" / "tab_resnet18.safetensors")
     assert all(value.isfinite().all() for value in state.values())
 
 
@@ -216,9 +216,11 @@ def test_a_resumed_fit_equals_the_uninterrupted_one(
     every = {"class_path": "ModelCheckpoint", "init_args": {"save_top_k": -1}}
     line = words(classes, tiny_clip_config, tmp_path, "--trainer.callbacks+", json.dumps(every))
     assert main(line) == 0
-    [between] = (tmp_path / "run" / "1" / "checkpoints").glob("epoch=0-*.ckpt")
+    [between] = (tmp_path / "TAB" / "1-fit" / "checkpoints").glob("epoch=0-*.ckpt")
     assert main([*line, "--ckpt_path", str(between)]) == 0
-    states = [load_file(tmp_path / "run" / n / "tab_resnet18.safetensors") for n in ("1", "2")]
+    states = [
+        load_file(tmp_path / "TAB" / f"{n}-fit" / "tab_resnet18.safetensors") for n in ("1", "2")
+    ]
     assert_close(states[0], states[1], atol=0, rtol=0)
 
 
@@ -234,7 +236,7 @@ def test_two_processes_learn_together(classes: Path, tiny_clip_config: str, tmp_
     first, second = record["rows"]
     assert len(first) == len(second) == 12
     assert sorted(first[:6] + second[:6]) == list(range(12))
-    assert (tmp_path / "run" / "1" / "tab_resnet18.safetensors").is_file()
+    assert (tmp_path / "TAB" / "1-fit" / "tab_resnet18.safetensors").is_file()
 
 
 @pytest.mark.slow
@@ -271,7 +273,9 @@ def test_several_processes_equal_one_with_the_same_statistics(
         assert ("statistics of its own images" in done.stderr) == (
             number > 1 and statistics == "Shared"  # which the callback computes
         )
-        states.append(load_file(tmp_path / str(number) / "run" / "1" / "tab_resnet18.safetensors"))
+        states.append(
+            load_file(tmp_path / str(number) / "TAB" / "1-fit" / "tab_resnet18.safetensors")
+        )
     assert_close(states[0], states[1], atol=1e-5, rtol=1e-4)  # with separate statistics: above 1
 
 
@@ -322,7 +326,7 @@ def test_a_wider_resnet_is_trained_through_a_head(
     line = words(classes, tiny_clip_config, tmp_path, "--model.backbone.name", "resnet50")
     line += ["--model.head", "projection", "--trainer.max_epochs", "1", "--data.batch_size", "6"]
     assert main(line) == 0
-    state = load_file(tmp_path / "run" / "1" / "tab_resnet50.safetensors")
+    state = load_file(tmp_path / "TAB" / "1-fit" / "tab_resnet50.safetensors")
     resnet50(weights=None).load_state_dict(state)  # strict: the file has no key of a head
     assert int(state["bn1.num_batches_tracked"]) == 4
 
@@ -338,9 +342,9 @@ def test_the_configuration_runs(
     line += ["--data.num_workers", "0", "--trainer.max_epochs", "3", "--output.root", str(tmp_path)]
     line += ["--data.batch_size", "2", "--trainer.accelerator", "cpu"]
     assert main([*line, "--trainer.log_every_n_steps", "1"]) == 0
-    assert (tmp_path / "tab" / "1" / "tab_resnet18.safetensors").is_file()
+    assert (tmp_path / "tab" / "1-fit" / "tab_resnet18.safetensors").is_file()
     # The export command writes the same files, needs no CLIP, and does not overwrite by default.
-    checkpoint = tmp_path / "tab" / "1" / "checkpoints" / "last.ckpt"
+    checkpoint = tmp_path / "tab" / "1-fit" / "checkpoints" / "last.ckpt"
     export = ["export", "--ckpt_path", str(checkpoint), "--folder", str(tmp_path / "out")]
     assert main(export) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "out" / "tab_resnet18.safetensors")
@@ -369,7 +373,7 @@ def test_the_loss_of_held_out_pairs_is_logged(
     line += ["--data.val_split", "synthetic", "--data.val_share", "0.5", "--data.batch_size", "3"]
     line += ["--data.synthesis.recipe", "erasing"]  # NSA leaves such small noise unchanged
     assert main(line) == 0
-    with (tmp_path / "run" / "1" / "logs" / "metrics.csv").open() as log:
+    with (tmp_path / "TAB" / "1-fit" / "logs" / "metrics.csv").open() as log:
         rows = [row for row in csv.DictReader(log) if row.get("val/loss")]
     assert len(rows) == 2
     total = float(rows[0]["val/loss_normal"]) + float(rows[0]["val/loss_abnormal"])

@@ -40,7 +40,7 @@ def run(tiny_sdp: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str])
     """Return the folder of a zero-shot test."""
     assert main(["test", *tiny_sdp, "--output.page=false"]) == 0
     capsys.readouterr()
-    return tmp_path / "runs" / "sdp" / "1"
+    return tmp_path / "runs" / "sdp" / "1-test"
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def test_other_weights_are_refused(
     torch.save(tiny_clip.model.state_dict(), file)
     words = [*tiny_sdp, f"--model.backbone.pretrained={file}", "--output.page=false"]
     assert main(["test", *words]) == 0
-    run = tmp_path / "runs" / "sdp" / "1"
+    run = tmp_path / "runs" / "sdp" / "1-test"
     assert report(run, "--verify") == 0
     state = tiny_clip.model.state_dict()
     state["logit_scale"] = state["logit_scale"] + 1

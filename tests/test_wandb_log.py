@@ -57,14 +57,14 @@ def rows(file: Path) -> dict[str, Any]:
 
 def test_the_configuration_has_command_line_names(logger: WandbLogger) -> None:
     config = "seed_everything: 3\nmodel:\n  class_path: SDP\n  init_args: {backbone: {name: a}}\n"
-    log_config([logger], config, Path("runs/sdp/1"))
-    log_config([logger], config, Path("runs/sdp/1"))  # as by a test after a fit
+    log_config([logger], config, Path("runs/sdp/1-test"))
+    log_config([logger], config, Path("runs/sdp/1-test"))  # as by a test after a fit
     logged = dict(logger.experiment.config)
     assert logged == {
         "seed_everything": 3,
         "model.class_path": "SDP",
         "model.backbone.name": "a",
-        "run_folder": "runs/sdp/1",
+        "run_folder": "runs/sdp/1-test",
     }
 
 
@@ -153,11 +153,11 @@ def test_a_run_ends_with_its_context(tmp_path: Path) -> None:
 
 
 def test_a_group_ends_with_its_context(monkeypatch: pytest.MonkeyPatch) -> None:
-    with wandb_group("runs/padim/1"):
-        assert os.environ["WANDB_RUN_GROUP"] == "runs/padim/1"
+    with wandb_group("runs/padim/1-test"):
+        assert os.environ["WANDB_RUN_GROUP"] == "runs/padim/1-test"
     assert "WANDB_RUN_GROUP" not in os.environ
     monkeypatch.setenv("WANDB_RUN_GROUP", "mine")
-    with wandb_group("runs/padim/1"):
+    with wandb_group("runs/padim/1-test"):
         assert os.environ["WANDB_RUN_GROUP"] == "mine"
     assert os.environ["WANDB_RUN_GROUP"] == "mine"
 
@@ -177,13 +177,13 @@ def test_a_fit_and_its_test_are_logged(
     words += ["--trainer.log_every_n_steps", "1"]
     assert main(["fit", *words]) == 0
     assert media(tmp_path / "runs", "images/validation_*.png")
-    (checkpoint,) = tmp_path.glob("runs/clip_ada/1/checkpoints/last.ckpt")
+    (checkpoint,) = tmp_path.glob("runs/clip_ada/1-fit/checkpoints/last.ckpt")
     assert main(["test", "--ckpt_path", str(checkpoint)]) == 0
     assert len(list((tmp_path / "runs" / "wandb").glob("offline-run-*"))) == 2
     assert media(tmp_path / "runs", "table/figures*.json")
     assert media(tmp_path / "runs", "images/pictures/miss_*.png")
     staged = (tmp_path / "wandb_own").rglob("staging/*")
-    page = (tmp_path / "runs" / "clip_ada" / "2" / "report.html").read_bytes()
+    page = (tmp_path / "runs" / "clip_ada" / "2-test" / "report.html").read_bytes()
     assert any(file.read_bytes() == page for file in staged if file.is_file())
     assert wandb.run is None
 

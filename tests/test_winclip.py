@@ -286,7 +286,7 @@ def test_the_command_writes_the_references(
     words += ["--data.root", str(mvtec_root), "--data.num_workers", "0"]
     words += ["--output.root", str(tmp_path), "--trainer.accelerator", "cpu"]
     assert main([*words, "--data.shots", "2", "--model.patch_norm", "false"]) == 0
-    run = tmp_path / "run" / "1"
+    run = tmp_path / "WinCLIP" / "1-test"
     assert "patch_norm: false" in (run / "config-test.yaml").read_text()
     written = json.loads((run / "references.json").read_text())
     assert [len(paths) for paths in written.values()] == [2, 2]
@@ -294,7 +294,7 @@ def test_the_command_writes_the_references(
     protocol = json.loads((run / "metrics.json").read_text())["run"]["protocol"]
     assert (protocol["shots"], protocol["patch_norm"]) == (2, False)
     assert main(words) == 0
-    assert not (tmp_path / "run" / "2" / "references.json").exists()
+    assert not (tmp_path / "WinCLIP" / "2-test" / "references.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -330,7 +330,7 @@ def test_two_processes_find_the_same_results_as_one(
     ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--output.name", "two"]
     done = run_command([*words, *ddp], processes=2)
     assert done.returncode == 0, done.stderr[-2000:]
-    single, double = (tmp_path / name / "1" for name in ("one", "two"))
+    single, double = (tmp_path / name / "1-test" for name in ("one", "two"))
     metrics = [json.loads((run / "metrics.json").read_text())["mean"] for run in (single, double)]
     assert metrics[1] == pytest.approx(metrics[0], abs=1e-6)
     references = [(run / "references.json").read_text() for run in (single, double)]

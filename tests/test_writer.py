@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
+from run_folder import folders_on
 
 from anomaly_clip.cli import main
+from anomaly_clip.data import Demo
+from anomaly_clip.methods import PatchCore
 from anomaly_clip.metrics import METRICS
 from anomaly_clip.recording.writer import RunWriter
 
@@ -34,7 +37,7 @@ def test_test_leaves_a_complete_run(
     command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(command("test")) == 0
-    run = tmp_path / "runs" / "sdp" / "1"
+    run = tmp_path / "runs" / "sdp" / "1-test"
     names = {p.name for p in run.iterdir()}
     results = {"metrics.json", "metrics.csv", "scores.csv", "curves.json", "gallery", "report.html"}
     assert names == {"config-test.yaml", "logs", *results}
@@ -67,7 +70,7 @@ def test_random_weights_are_named_next_to_all_metrics(
     command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(command("test", "--output.maps=true")) == 0
-    run = tmp_path / "runs" / "sdp" / "1"
+    run = tmp_path / "runs" / "sdp" / "1-test"
     assert capsys.readouterr().out.count("RANDOM WEIGHTS") == 2
     for name in ("metrics.csv", "scores.csv"):
         assert {row["weights"] for row in read_csv(run / name)} == {"random"}, name
@@ -78,7 +81,7 @@ def test_random_weights_are_named_next_to_all_metrics(
 
 def test_the_scores_are_those_that_were_evaluated(command: Command, tmp_path: Path) -> None:
     assert main(command("test")) == 0
-    scores = read_csv(tmp_path / "runs" / "sdp" / "1" / "scores.csv")
+    scores = read_csv(tmp_path / "runs" / "sdp" / "1-test" / "scores.csv")
     for category in ("bottle", "metal_nut"):
         rows = [row for row in scores if row["category"] == category]
         parts = np.array([[float(row["r0"]), float(row["r1"])] for row in rows])
@@ -89,7 +92,7 @@ def test_the_scores_are_those_that_were_evaluated(command: Command, tmp_path: Pa
 
 def test_maps_are_drawn_on_one_scale_per_category(command: Command, tmp_path: Path) -> None:
     assert main(command("test", "--output.maps=true")) == 0
-    run = tmp_path / "runs" / "sdp" / "1"
+    run = tmp_path / "runs" / "sdp" / "1-test"
     files = sorted(p.relative_to(run / "maps").as_posix() for p in run.rglob("*.png"))
     assert files == [
         f"{category}/{defect}/00{i}.png"
@@ -119,7 +122,7 @@ def test_metrics_are_written_before_images_are_drawn(
 
     monkeypatch.setattr("anomaly_clip.recording.map_images.PanelRow", interrupt)
     assert main(command("test", "--output.maps=true")) == 130
-    run = tmp_path / "runs" / "sdp" / "1"
+    run = tmp_path / "runs" / "sdp" / "1-test"
     assert json.loads((run / "metrics.json").read_text())["mean"]["image_auroc"] is not None
     assert not (run / ".scratch").exists()
 
@@ -130,7 +133,7 @@ def test_a_partial_run_is_labelled(
     limits = ["--data.batch_size=2", "--trainer.limit_test_batches=3"]
     assert main(command("test", *limits)) == 0
     assert "PARTIAL: 6 of 8 images" in capsys.readouterr().out
-    run = tmp_path / "runs" / "sdp" / "1"
+    run = tmp_path / "runs" / "sdp" / "1-test"
     protocol = json.loads((run / "metrics.json").read_text())["run"]["protocol"]
     assert protocol["complete"] is False
     assert protocol["images"] == {"bottle": 4, "metal_nut": 2}
@@ -145,7 +148,7 @@ def test_a_partial_run_is_labelled(
 
 def test_predict_writes_scores_and_images(command: Command, tmp_path: Path) -> None:
     assert main(command("predict")) == 0
-    run = tmp_path / "runs" / "sdp" / "1"
+    run = tmp_path / "runs" / "sdp" / "1-predict"
     expected = {"config-predict.yaml", "predict.json", "scores.csv", "maps", "gallery"}
     expected |= {"report.html"}
     assert {p.name for p in run.iterdir()} == expected
@@ -153,15 +156,15 @@ def test_predict_writes_scores_and_images(command: Command, tmp_path: Path) -> N
     assert len(rows) == len(list((run / "maps").rglob("*.png"))) == 8
     assert all(row["image_score"] == row["r0"] for row in rows)  # not rescaled over the data set
     assert main(command("predict", "--output.maps=false", "--output.name=plain")) == 0
-    assert not (tmp_path / "runs" / "plain" / "1" / "maps").exists()
+    assert not (tmp_path / "runs" / "plain" / "1-predict" / "maps").exists()
 
 
 def test_a_new_folder_is_created_on_first_access(tmp_path: Path) -> None:
     writer = RunWriter(str(tmp_path / "runs"), "mine")
     assert not (tmp_path / "runs").exists()
-    assert writer.folder == tmp_path / "runs" / "mine" / "1"
+    assert writer.folder == tmp_path / "runs" / "mine" / "1-run"
     assert writer.folder.is_dir()
-    assert RunWriter(str(tmp_path / "runs"), "mine").folder.name == "2"
+    assert RunWriter(str(tmp_path / "runs"), "mine").folder.name == "2-run"
     assert writer.num_scored == 0
 
 
@@ -215,10 +218,10 @@ def test_results_of_test_and_predict_are_not_mixed(
 
 def test_a_folder_without_a_result_is_removed_unless_it_existed(tmp_path: Path) -> None:
     new = RunWriter(root=str(tmp_path / "runs"), name="a")
-    assert new.folder == tmp_path / "runs" / "a" / "1"
+    assert new.folder == tmp_path / "runs" / "a" / "1-run"
     (new.folder / "config-test.yaml").write_text("")
     new.abandon()
-    assert not (tmp_path / "runs" / "a" / "1").exists()
+    assert not (tmp_path / "runs" / "a" / "1-run").exists()
     existing = tmp_path / "existing"
     existing.mkdir()
     for folder, stays in ((existing, True), (tmp_path / "new", False)):
@@ -243,3 +246,44 @@ def test_weights_of_an_earlier_fit_are_not_overwritten(tmp_path: Path) -> None:
         writer.setup(trainer, module, "fit")
     writer.resumed = True
     writer.setup(trainer, module, "fit")
+
+
+def test_each_call_of_the_trainer_from_python_has_a_folder(tmp_path: Path) -> None:
+    class Method(LightningModule):
+        pass
+
+    writer, named = (RunWriter(str(tmp_path), **more) for more in ({}, {"name": "mine"}))  # type: ignore[arg-type]
+    fixed = RunWriter(folder=str(tmp_path / "here"))
+    folders = []
+    for current in (writer, named, fixed):
+        for stage in ("fit", "test", "test"):
+            current._begin(stage, Method())
+            folders.append(current.folder.relative_to(tmp_path).as_posix())
+    assert folders[:3] == ["Method/1-fit", "Method/2-test", "Method/3-test"]
+    assert folders[3:6] == ["mine/1-fit", "mine/2-test", "mine/3-test"]
+    assert folders[6:] == ["here"] * 3
+
+
+@pytest.mark.slow
+def test_a_run_from_python_has_a_checkpoint_metrics_and_a_page(tmp_path: Path) -> None:
+    data = Demo(categories=["brass washer"], num_test=4, num_train=4, num_workers=0)
+    method = PatchCore(
+        backbone={"name": "squeezenet1_1", "weights": "random"},  # type: ignore[arg-type]
+        layers=["features.7"],
+        image_size=64,
+    )
+    writer = RunWriter(str(tmp_path))
+    trainer = Trainer(logger=False, callbacks=[writer], max_epochs=1, enable_checkpointing=False)
+    trainer.fit(method, datamodule=data)
+    assert (writer.folder / "checkpoints" / "last.ckpt").is_file()
+    trainer.test(method, datamodule=data)
+    names = {file.name for file in writer.folder.iterdir()}
+    assert names == {
+        *("metrics.json", "metrics.csv", "scores.csv", "curves.json", "gallery", "report.html")
+    }
+    assert "started from Python" in (writer.folder / "report.html").read_text(encoding="utf-8")
+    assert folders_on(writer.folder / "report.html", tmp_path) == []
+    trainer.predict(method, datamodule=data)
+    assert sorted(folder.name for folder in (tmp_path / "PatchCore").iterdir()) == [
+        *("1-fit", "2-test", "3-predict")
+    ]

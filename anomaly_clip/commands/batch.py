@@ -17,7 +17,7 @@ from anomaly_clip.errors import UserError, reason
 from anomaly_clip.files import printable
 from anomaly_clip.progress import say
 from anomaly_clip.records import HasLoaderNeeds, LoaderNeeds
-from anomaly_clip.results.folder import METRICS_FILE, PREDICT_FILE
+from anomaly_clip.results.folder import METRICS_FILE, PREDICT_FILE, find_run
 
 __all__ = [
     "DryRunCLI",
@@ -76,7 +76,7 @@ def pop_resume(words: Sequence[str], record: str) -> tuple[list[str], Path | Non
         if word == "--resume" or word.startswith("--resume="):
             value = word.partition("=")[2] or (rest[at + 1] if at + 1 < len(rest) else "")
             del rest[at : at + (1 if "=" in word else 2)]
-            folder = Path(value).expanduser()
+            folder = find_run(Path(value).expanduser())
             if not value or not (folder / record).is_file():
                 raise UserError(
                     f"--resume {value}: expected a run folder of {verb}, which contains {record}"

@@ -66,6 +66,7 @@ def _check_words(words: Sequence[str]) -> None:
 class CalibrateCLI(ExperimentCLI):
     """Command line of ``calibrate``: a ``predict`` on normal images that writes no scores."""
 
+    run_verb = "calibrate"
     calibrated: Calibrated
 
     def before_predict(self) -> None:

@@ -14,6 +14,7 @@ from anomaly_clip.errors import UserError
 from anomaly_clip.methods.evaluated import is_exceeded, reached_limit
 from anomaly_clip.progress import say
 from anomaly_clip.records import LoaderNeeds
+from anomaly_clip.results.folder import find_run, run_number
 
 __all__ = [
     "check_resumable",
@@ -48,14 +49,14 @@ def checkpoint_file(value: str, word: str = "") -> str:
         UserError: If a folder has no checkpoint, several without a ``last.ckpt``, or that of a fit
             that diverged; or for a word that only Lightning's trainer understands.
     """
-    folder = Path(value).expanduser()
+    folder = find_run(Path(value).expanduser())
     if not folder.is_dir():
         if not folder.exists() and (value in WORDS or value.startswith("registry")):
             raise UserError(
                 f"--ckpt_path {value}: a new command knows no checkpoint of this name: give a "
                 f"file, the folder of a run, or {NEWEST}"
             )
-        return value
+        return value if folder == Path(value).expanduser() else str(folder)
     shown = f"{word} ({value})" if word else value
     for place in (folder / "checkpoints", folder):
         files = _visible(place, "*.ckpt")
@@ -129,10 +130,12 @@ def last_of_runs(verb: str, root: str, name: str | None, folder: str | None) -> 
         place, runs = chosen, [chosen]
     elif name is not None:
         place = parent / name
-        runs = sorted((p for p in place.glob("*") if p.name.isdecimal()), key=lambda p: int(p.name))
+        runs = sorted(
+            (p for p in place.glob("*") if run_number(p)), key=lambda p: run_number(p) or 0
+        )
     else:
         place = parent
-        runs = sorted((p for p in place.glob("*/*") if p.name.isdecimal()), key=_written)
+        runs = sorted((p for p in place.glob("*/*") if run_number(p)), key=_written)
     saved = [run for run in runs if _checkpoints(run)]
     if not saved:
         raise UserError(

@@ -146,7 +146,7 @@ def _run(options: argparse.Namespace, rest: Sequence[str]) -> int:
         return 0
     if options.folder is None:
         with user_errors():
-            folder = create_run_folder(options.root.expanduser(), options.name)
+            folder = create_run_folder(options.root.expanduser(), options.name, "compare")
     else:
         folder = options.folder.expanduser()
         if not (folder / OPTIONS_FILE).is_file():

@@ -20,6 +20,7 @@ from anomaly_clip.errors import UserError
 from anomaly_clip.loading import load_method
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.progress import say
+from anomaly_clip.results.folder import find_run
 
 __all__ = [
     "DetectorSource",
@@ -169,7 +170,7 @@ def detector_source(options: argparse.Namespace, settings: Mapping[str, str]) ->
     if len(names) != 1:
         given = "nothing was given" if not names else f"{len(names)} were given"
         raise UserError(
-            f"name one detector, a run, --ckpt_path or --config: {given}; such as runs/patchcore/1"
+            f"name one detector, a run, --ckpt_path or --config: {given}; such as runs/padim/1-fit"
         )
     source = DetectorSource(
         names[0],
@@ -214,10 +215,11 @@ def _check_zero_shot(name: str, file: Path) -> None:
 
 def _is_zero_shot_run(run: str | None) -> bool:
     """Return whether a folder is a run without a checkpoint, of a method that needs no fit."""
-    if run is None or not Path(run).is_dir():
+    folder = None if run is None else find_run(Path(run))
+    if folder is None or not folder.is_dir():
         return False
-    checkpoints = [*Path(run).glob("*.ckpt"), *Path(run).glob("checkpoints/*.ckpt")]
-    return not checkpoints and any(Path(run).glob("config-*.yaml"))
+    checkpoints = [*folder.glob("*.ckpt"), *folder.glob("checkpoints/*.ckpt")]
+    return not checkpoints and any(folder.glob("config-*.yaml"))
 
 
 def _checkpoint(name: str) -> str:

@@ -79,6 +79,10 @@ def run_each(words: Sequence[str]) -> int:
         return _list_fits(words) if lists_only else _run(words, folder)
 
 
+class _EachCLI(DryRunCLI):
+    run_verb = "each"
+
+
 def _directory(folder: Path) -> str | None:
     """Return the working directory of a run's start; None for a run of 0.1.0."""
     if not (folder / RECORD).is_file():
@@ -103,7 +107,7 @@ def _run(words: Sequence[str], resumed: Path | None) -> int:
     forbid_distributed_launch("each")
     line = arrange(["fit", *words])[1:]
     with user_errors(known_options):
-        plan = DryRunCLI(args=["fit", *line])
+        plan = _EachCLI(args=["fit", *line])
     method, data, writer = plan.model, plan.datamodule, plan.writer
     try:
         categories = _categories(method, data)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import json
 import shlex
 import warnings
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
@@ -53,7 +52,7 @@ from anomaly_clip.commands.last_step import LastStep, last_checkpoint
 from anomaly_clip.commands.library_messages import quieten
 from anomaly_clip.commands.option_parser import OptionParser
 from anomaly_clip.commands.process_failure import report_once
-from anomaly_clip.commands.saved_settings import comparable, take_activation
+from anomaly_clip.commands.saved_settings import are_equal, comparable, take_activation
 from anomaly_clip.commands.yaml_names import read_any_name
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.errors import UserError, user_errors
@@ -169,13 +168,11 @@ def _option(words: Sequence[str], name: str) -> str | None:
     return None
 
 
-def _json(value: Any) -> str:
-    """Serialise settings, so that tuples equal the lists that a checkpoint stores instead."""
-    return json.dumps(value, default=str, sort_keys=True)
-
-
 class ExperimentCLI(LightningCLI):
     """Lightning's command line for the methods and data sets of this project."""
+
+    run_verb: ClassVar[str | None] = None
+    """Verb in the name of the run's folder; default: that of Lightning."""
 
     def __init__(self, args: Sequence[str]) -> None:
         read_any_name()
@@ -249,8 +246,10 @@ class ExperimentCLI(LightningCLI):
 
     @staticmethod
     def _name_of_config(options: Namespace) -> str:
+        """Return the name of the runs: that of the configuration, or of the method's class."""
         files = options.get("config") or []
-        return Path(str(files[0])).stem if files else "run"
+        method = str(options["model"]["class_path"]).rpartition(".")[2]
+        return Path(str(files[0])).stem if files else method
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer, and pass the complete configuration to the run writer."""
@@ -264,6 +263,7 @@ class ExperimentCLI(LightningCLI):
         writer = self.writer
         if writer.name is None:
             writer.name = config["output"]["name"] = self._name_of_config(config)
+        writer.verb = self.run_verb or verb
         writer.config = self._parser(verb).dump(config, skip_none=False)
         writer.sources = f"{', '.join(files) or 'no file'} + {self._num_overrides} overrides"
         seed = config["seed_everything"]
@@ -355,7 +355,7 @@ class ExperimentCLI(LightningCLI):
             saved[name] = completed(kind, name, saved[name])
             is_hashed = issubclass(kind, AnomalyMethod)
             fitted, value = (comparable(v, name, is_hashed) for v in (saved[name], value))
-            if _json(fitted) != _json(value):
+            if not are_equal(fitted, value):
                 raise UserError(
                     f"model.{name} is {value}, but {path} was fitted with {fitted}: leave the "
                     f"option out, or fit again"

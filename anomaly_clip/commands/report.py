@@ -108,7 +108,9 @@ def _check_modes(options: argparse.Namespace) -> None:
         if name in OF_TABLES and mode in ("protocol", "verify"):
             raise UserError(f"report --{mode} shows no published table: leave out {_typed(name)}")
     if mode is not None and not options.runs:
-        raise UserError(f"report --{mode}: expected folders of runs, such as runs/demo/1, got none")
+        raise UserError(
+            f"report --{mode}: expected folders of runs, such as runs/demo/1-test, got none"
+        )
 
 
 def _number(word: str | None) -> float | None:

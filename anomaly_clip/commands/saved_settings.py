@@ -6,6 +6,7 @@ defaults, except for the activation: version 0.1.0 took it from the model name a
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -14,7 +15,7 @@ from jsonargparse import Namespace
 
 from anomaly_clip.backbones.clip import CLIPSettings, from_checkpoint
 
-__all__ = ["comparable", "take_activation"]
+__all__ = ["are_equal", "comparable", "take_activation"]
 
 SOURCE = ("pretrained", "weights")
 """Settings that may differ, as the weights are those of the checkpoint or are compared by hash."""
@@ -39,6 +40,12 @@ def comparable(settings: Any, name: str, is_hashed: bool) -> Any:
         return settings
     left_out = (*SOURCE, *(HASHED if is_hashed else ()))
     return {key: value for key, value in settings.items() if key not in left_out}
+
+
+def are_equal(saved: Any, current: Any) -> bool:
+    """Return whether settings are equal; lists of a checkpoint may be tuples in the code."""
+    saved, current = (json.dumps(each, default=str, sort_keys=True) for each in (saved, current))
+    return bool(saved == current)
 
 
 def take_activation(arguments: Any, name: str, saved: Any) -> None:

@@ -136,7 +136,8 @@ def _start(words: Sequence[str]) -> int:
             return _run_all(folder, record)
         if folder is None:
             root = Path(options.root).expanduser()
-            folder = create_run_folder(root, options.name or f"sweep_{sweep.file.stem}")
+            name = options.name or f"sweep_{sweep.file.stem}"
+            folder = create_run_folder(root, name, "sweep")
     for number, config in enumerate(configs, start=1):
         _write_text(folder / CONFIGS / f"{number}.yaml", config)
     _write_text(folder / "sweep.yaml", sweep.text)

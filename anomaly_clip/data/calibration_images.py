@@ -204,6 +204,10 @@ class CalibrationImages:
     def _samples_of(self, category: str) -> list[Sample]:
         data, needs = self.data, self.data.needs
         rows = data.normal_images(category)
+        if self.hold_out is not None and (self.hold_out.fold or (None,))[0] is not None:
+            # With data.shots or data.fraction, a fold's fit leaves out images of other folds, too.
+            held = self._held.get(category, frozenset())
+            rows = [sample for sample in rows if sample in held]
         if not data.on_disk:
             return self._generated(category, rows)
         # A method fitted on auxiliary images of another data set has seen none of these.

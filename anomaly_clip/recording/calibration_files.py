@@ -10,6 +10,7 @@ from anomaly_clip.decisions.calibration import CALIBRATION_FILE, Calibration
 from anomaly_clip.errors import UserError
 from anomaly_clip.recording.checkpoint_io import AtomicCheckpointIO
 from anomaly_clip.recording.run_conditions import file_sha256
+from anomaly_clip.results.folder import find_run
 
 __all__ = [
     "calibration_file",
@@ -92,7 +93,7 @@ def calibration_file(value: str) -> Path:
         UserError: If there is none.
     """
     try:
-        path = Path(value).expanduser()
+        path = find_run(Path(value).expanduser())
     except RuntimeError as error:  # ~name of an unknown user
         raise UserError(f"calibration.file {value}: give the full path ({error})") from None
     for file in (path, path / CALIBRATION_FILE, path / "checkpoints" / CALIBRATION_FILE):

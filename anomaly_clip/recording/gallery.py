@@ -1,4 +1,4 @@
-"""Gallery of the report page: small images with their heat maps and masks side by side."""
+"""Gallery of the report page: small images, and next to each an overlay, heat map and mask."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.data.reading_errors import UnreadableError
 from anomaly_clip.drawing.draw import grid
-from anomaly_clip.drawing.overlay import overlay
+from anomaly_clip.drawing.overlay import blend
 from anomaly_clip.drawing.panels import heat_map
 from anomaly_clip.files import atomic_path, write_json
 from anomaly_clip.masks import solid
@@ -24,7 +24,7 @@ from anomaly_clip.results.folder import GALLERY
 from anomaly_clip.results.map_store import MapStore, Ranges, Rows, image_names
 from anomaly_clip.results.selection import SelectedImage, decided_score
 
-__all__ = ["MAP_SIDE", "PANEL", "draw_gallery", "join_panels", "split_panels"]
+__all__ = ["MAP_SIDE", "PANEL", "draw_gallery", "join_panels", "panel_size", "split_panels"]
 
 PANEL = 192
 """Longest side of a panel in pixels."""
@@ -55,7 +55,7 @@ def draw_gallery(
         rows: Label and score of each image; with a calibration, its p-value and decision.
         selected: Images to draw, in their order on the page.
         has_full_size: Whether ``maps/`` contains full-size drawings of all images.
-        map_thresholds: Map thresholds of a calibration by category. The image gets the contour of
+        map_thresholds: Map thresholds of a calibration by category. The overlay gets the contour of
             the pixels above, and the colour scale of the heat map starts there.
 
     Returns:
@@ -100,6 +100,9 @@ def draw_gallery(
                 "heat": has_heat,
                 "mask": mask is not None,
                 "contour": threshold is not None,
+                "overlay": has_heat,
+                "scale": list(scale),
+                "panel": panel_size(image.shape[:2]),
             }
         )
     if entries:
@@ -137,30 +140,38 @@ def join_panels(
     mask: NDArray[np.bool_] | None,
     threshold: float | None = None,
 ) -> NDArray[np.uint8]:
-    """Place image, heat map and mask side by side.
+    """Place image, overlay, heat map and mask side by side.
 
     Args:
         image: RGB ``(H, W, 3)``.
         anomaly_map: ``(h, w)``.
-        scale: Map values at the lower and the upper end of the colour scale; None: no heat map.
-        mask: ``(h, w)``; None: no mask.
-        threshold: Map value whose contour is drawn on the image; None: no contour.
+        scale: Map values at the lower and the upper end of the colour scale; None: neither overlay
+            nor heat map.
+        mask: ``(h, w)``, whose outline is on the overlay; None: no mask.
+        threshold: Map value whose contour is drawn on the overlay; None: no contour.
 
     Returns:
         RGB image; the longer side of each panel is `PANEL` pixels.
     """
-    height, width = image.shape[:2]
-    shrink = PANEL / max(height, width)
-    size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
+    size = panel_size(image.shape[:2])
     photograph = _fit(image, size)
-    if threshold is not None:
-        photograph = Image.fromarray(overlay(np.asarray(photograph), anomaly_map, threshold))
     panels = [photograph]
+    shown = None if mask is None else _fit(mask.astype(np.uint8) * WHITE, size)
     if scale is not None:
-        panels.append(_fit(heat_map(anomaly_map, *scale), size))
-    if mask is not None:
-        panels.append(_fit(np.repeat(mask[..., None].astype(np.uint8) * WHITE, 3, axis=2), size))
+        inside = None if shown is None else np.asarray(shown) > WHITE // 2
+        ends = (scale[0], scale[1])
+        drawn = blend(np.asarray(photograph), anomaly_map, ends, inside, threshold)
+        panels += [Image.fromarray(drawn), _fit(heat_map(anomaly_map, *ends), size)]
+    if shown is not None:
+        panels.append(shown.convert("RGB"))
     return np.asarray(grid(panels, len(panels), GAP))
+
+
+def panel_size(size: Sequence[int]) -> tuple[int, int]:
+    """Return width and height of the panels of an image of the given height and width."""
+    height, width = size
+    shrink = PANEL / max(height, width)
+    return max(1, round(width * shrink)), max(1, round(height * shrink))
 
 
 def _fit(image: NDArray[np.uint8], size: tuple[int, int]) -> Image.Image:

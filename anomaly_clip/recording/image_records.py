@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
 
+from anomaly_clip.data.samples import Sample
 from anomaly_clip.files import atomic_path
 from anomaly_clip.methods.evaluated import EvaluatedModule
 from anomaly_clip.records import Batch, Scores, UnreadableImage
 from anomaly_clip.results.folder import claim_scratch
 from anomaly_clip.results.map_store import MapStore, Ranges, Rows, merge_ranges
 
-__all__ = ["ImageRecords"]
+__all__ = ["ImageRecords", "with_kinds"]
 
 
 class ImageRecords:
@@ -106,3 +108,18 @@ class ImageRecords:
         trainer.strategy.barrier("images are drawn")
         if trainer.is_global_zero:
             self.maps.clear()
+
+
+def with_kinds(rows: Rows, samples: Sequence[Sample]) -> Rows:
+    """Return the rows with the kind of defect of each image, if there are several kinds.
+
+    Args:
+        rows: Rows of the images of a test, by index.
+        samples: The listed images.
+    """
+    kinds = {
+        index: samples[index].defect if row.get("label") else "" for index, row in rows.items()
+    }
+    if len(set(kinds.values()) - {""}) < 2:
+        return rows
+    return {index: {**row, "defect": kinds[index]} for index, row in rows.items()}

@@ -1,4 +1,4 @@
-"""Conditions of a run that a paper must state and that no other part records."""
+"""Conditions of a run: its first line, and what a paper must state and no other part records."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 
 from anomaly_clip.data.dataset import AnomalyData
+from anomaly_clip.files import printable
 from anomaly_clip.methods.base import AnomalyMethod
-from anomaly_clip.methods.evaluated import EvaluatedModule
+from anomaly_clip.methods.evaluated import EvaluatedModule, data_module
+from anomaly_clip.records import source_of
 
-__all__ = ["CONVENTIONS", "environment", "evaluation_conditions", "file_sha256"]
+__all__ = ["CONVENTIONS", "environment", "evaluation_conditions", "file_sha256", "start_line"]
 
 CONVENTIONS = {
     "average": "unweighted mean over categories",
@@ -68,3 +70,28 @@ def file_sha256(file: Path) -> str | None:
     except OSError:
         return None
     return digest.hexdigest()
+
+
+def start_line(
+    module: LightningModule, stage: str, sources: str, seed: int | None, folder: Path
+) -> str:
+    """Return the first line of a run: method, configuration, data, weights, seed and folder.
+
+    Args:
+        module: The method.
+        stage: Stage of the trainer, such as ``fit``.
+        sources: Source of the configuration.
+        seed: Seed of the run; None without one.
+        folder: The run's folder.
+    """
+    parts = [f"{stage} {type(module).__name__}", sources]
+    data = data_module(module)
+    if data is not None:
+        parts.append(f"{data.dataset_name} {data.root}: {data.summary(stage)}")
+    if isinstance(module, EvaluatedModule):
+        weights = module.weights
+        source = source_of({**weights, "pretrained": "RANDOM"} if weights["random"] else weights)
+        parts.append(f"{weights['backbone']} with weights {source}")
+    parts.append("no seed" if seed is None else f"seed {seed}")
+    parts.append(f"run {folder}")
+    return printable(" | ".join(parts))

@@ -162,7 +162,8 @@ def _panels(image: GalleryImage) -> list[Any]:
 
     with Image.open(image.file) as opened:
         sheet = np.asarray(opened.convert("RGB"))
-    photograph, *rest = split_panels(sheet, 1 + image.has_heat + image.has_mask)
+    photograph, *rest = split_panels(sheet, image.num_panels)
+    rest = rest[image.has_overlay :]  # W&B lays the mask over the photograph itself
     heat, mask = rest[: image.has_heat], rest[image.has_heat :]
     masks = None
     if mask:

@@ -16,22 +16,22 @@ from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.decisions.settings import CalibrationSettings
 from anomaly_clip.drawing.confusion import write_confusion
 from anomaly_clip.drawing.tsne import tsne, write_embeddings
-from anomaly_clip.files import atomic_path, printable, write_csv, write_json
+from anomaly_clip.files import atomic_path, write_csv, write_json
 from anomaly_clip.methods.evaluated import EvaluatedModule, Exporter, FeatureSource, data_module
 from anomaly_clip.metrics.curves import CURVES_FILE
 from anomaly_clip.metrics.evaluator import Results
 from anomaly_clip.progress import number_of, say, show_table
 from anomaly_clip.recording.decision_record import no_decisions
 from anomaly_clip.recording.gallery import MAP_SIDE, draw_gallery
-from anomaly_clip.recording.image_records import ImageRecords
+from anomaly_clip.recording.image_records import ImageRecords, with_kinds
 from anomaly_clip.recording.metrics_record import image_counts, protocol_of_test, table_title
-from anomaly_clip.recording.run_conditions import environment
+from anomaly_clip.recording.run_conditions import environment, start_line
 from anomaly_clip.recording.run_decisions import RunDecisions
 from anomaly_clip.recording.run_images import write_map_files
 from anomaly_clip.recording.unreadable_images import UnreadableImages
 from anomaly_clip.recording.validation_images import ValidationImages
 from anomaly_clip.recording.wandb_log import log_config, log_image, log_run
-from anomaly_clip.records import Batch, Scores, source_of
+from anomaly_clip.records import Batch, Scores
 from anomaly_clip.reporting.decision_tables import decision_tables
 from anomaly_clip.reporting.metrics_table import build_table
 from anomaly_clip.reporting.page import PAGE, write_page
@@ -59,8 +59,10 @@ class RunWriter(Callback):
 
     Args:
         root: Parent folder of all runs.
-        name: Name of the run; default: the name of the first configuration file.
-        folder: Folder of the run, new or existing; default: a new folder in root/name.
+        name: Name of the run; default: the name of the first configuration file, or the class of
+            the method.
+        folder: Folder of the run, new or existing; default: a new folder in root/name. From Python,
+            each fit, test and predict of the trainer has a new one.
         maps: Whether to draw image, heat map and mask of every image; default: predict only.
             A test draws them at the evaluated size, predict at the original size of the image (up
             to 25 million pixels).
@@ -106,6 +108,8 @@ class RunWriter(Callback):
         """Decisions of a test or of predict."""
         self.config = ""
         """Complete configuration as YAML; set by the command line."""
+        self.verb: str | None = None
+        """Verb in the name of the folder; set by the command line, else the trainer's stage."""
         self.sources = "from Python"
         """Source of the configuration, for the start line."""
         self.resumed = False
@@ -115,6 +119,8 @@ class RunWriter(Callback):
         """Options of decisions; set by the command line."""
         self.requested_folder = None if folder is None else Path(folder).expanduser()
         self._folder: Path | None = None
+        self._stage: str | None = None
+        self._class_name = "run"
         self._existed = False
         self._records: ImageRecords | None = None
         self.unreadable = UnreadableImages()
@@ -132,9 +138,8 @@ class RunWriter(Callback):
                     self.requested_folder.mkdir(parents=True, exist_ok=True)
                 self._folder = self.requested_folder
             else:
-                self._folder = (
-                    create_run_folder(self.root, self.name or "run") if first else self.root
-                )
+                name, verb = self.name or self._class_name, self.verb or "run"
+                self._folder = create_run_folder(self.root, name, verb) if first else self.root
         return self._folder
 
     @property
@@ -152,6 +157,7 @@ class RunWriter(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Broadcast the folder, save the configuration and print the start line."""
         stage = TrainerFn(stage).value
+        self._begin(stage, pl_module)
         self._folder = Path(trainer.strategy.broadcast(str(self.folder)))
         if stage == "fit" and isinstance(pl_module, Exporter) and not self.resumed:
             exported = self.folder / pl_module.export_name
@@ -175,14 +181,25 @@ class RunWriter(Callback):
             with atomic_path(config) as temporary:
                 temporary.write_text(self.config, encoding="utf-8")
         log_config(trainer.loggers, self.config, self.folder)
-        say(self._start_line(pl_module, trainer, stage))
+        say(start_line(pl_module, stage, self.sources, self.seed, self.folder))
         if _is_random(pl_module):
             say(RANDOM_WARNING, style="bold red")
         self.decisions.announce(stage)
 
+    def _begin(self, stage: str, module: LightningModule) -> None:
+        """Name the folder; from Python, each call of the trainer has a folder of its own."""
+        if self._stage is not None and self.requested_folder is None and not self.config:
+            self._folder = self.verb = None
+            self.unreadable = UnreadableImages()
+        self._stage = stage
+        self.verb = self.verb or stage
+        self._class_name = type(module).__name__
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the trained weights, if they can be exported, and a t-SNE of the features."""
         trained = trainer.fit_loop.total_batch_idx >= 0  # False if limits left no batch
+        if trained and not self.config:  # the command line has a callback for it
+            trainer.save_checkpoint(self.folder / "checkpoints" / "last.ckpt")
         data = data_module(pl_module)
         if trainer.is_global_zero and data is not None:
             self.unreadable.take_fit(data)
@@ -279,7 +296,7 @@ class RunWriter(Callback):
             self._remove_stale()
             self.unreadable.take_test(_data(trainer), pl_module)
             self._write_metrics(trainer, pl_module, pl_module.results, rows, without_pixels)
-            self._write_scores(pl_module, rows)
+            self._write_scores(pl_module, with_kinds(rows, _data(trainer).samples("test")))
             pl_module.write_extras(self.folder)
             self._draw_confusion(trainer, pl_module, len(rows))
         self._write_maps(trainer, pl_module, rows, ranges)
@@ -461,21 +478,6 @@ class RunWriter(Callback):
         log_run(trainer.loggers, self.folder)
         if page is not None:
             say(f"report: {page}")
-
-    def _start_line(self, module: LightningModule, trainer: Trainer, stage: str) -> str:
-        parts = [f"{stage} {type(module).__name__}", self.sources]
-        data = data_module(module)
-        if data is not None:
-            parts.append(f"{data.dataset_name} {data.root}: {data.summary(stage)}")
-        if isinstance(module, EvaluatedModule):
-            weights = module.weights
-            source = source_of(
-                {**weights, "pretrained": "RANDOM"} if weights["random"] else weights
-            )
-            parts.append(f"{weights['backbone']} with weights {source}")
-        parts.append("no seed" if self.seed is None else f"seed {self.seed}")
-        parts.append(f"run {self.folder}")
-        return printable(" | ".join(parts))
 
 
 def _data(trainer: Trainer) -> AnomalyData:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import math
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 from urllib.parse import quote
 
@@ -13,12 +15,14 @@ import numpy as np
 from anomaly_clip.results.finished_run import printable
 from anomaly_clip.results.run_files import ImageRow
 
-__all__ = ["MAX_BYTES", "MAX_ROWS", "build_image_table"]
+__all__ = ["MAX_BYTES", "MAX_ROWS", "build_image_table", "common_folder", "short_name"]
 
 MAX_ROWS = 20_000
 """Number of images above which only those with the highest scores are embedded."""
 MAX_BYTES = 3_000_000
 """Size of the embedded names in bytes, above which fewer images are embedded."""
+NUM_PARTS = 3
+"""Number of the last parts of a path that are shown where the images have no common folder."""
 CODES = {"normal": "0", "anomalous": "1"}
 """Letters of decisions and labels; unknown ones are ``-``."""
 
@@ -44,11 +48,15 @@ def build_image_table(
         return None
     chosen = _most_anomalous(rows)
     numbers = {name: number for number, name in enumerate(names)}
-    prefix = _common_folder([row.path for row in chosen])
+    prefix = common_folder([row.path for row in chosen])
+    is_private = _is_above_home(prefix)
     table: dict[str, Any] = {
         "total": len(rows),
-        "folder": printable(prefix),
-        "names": [printable(row.path[len(prefix) :]) for row in chosen],
+        "folder": "" if is_private else _shown_folder(prefix),
+        "names": [
+            short_name(row.path) if is_private else printable(row.path[len(prefix) :])
+            for row in chosen
+        ],
         "categories": [numbers.get(row.category, -1) for row in chosen],
         "scores": _base64([row.score for row in chosen]),
         "errors": {n: printable(row.error) for n, row in enumerate(chosen) if row.error},
@@ -74,6 +82,33 @@ def build_image_table(
     return table
 
 
+def short_name(path: str) -> str:
+    r"""Return the last parts of an absolute path, and other paths as they are.
+
+    Example:
+        >>> from anomaly_clip.reporting.image_table import short_name
+        >>> short_name("/home/jane/nut/good/1.png"), short_name("nut/1.png"), short_name("/1.png")
+        ('nut/good/1.png', 'nut/1.png', '1.png')
+    """
+    pure = PureWindowsPath(path) if "\\" in path else PurePosixPath(path)
+    if not pure.is_absolute() and ".." not in pure.parts:
+        return printable(path)
+    parts = [part for part in pure.parts if part not in (pure.anchor, "..")]
+    return printable("/".join(parts[-NUM_PARTS:]))
+
+
+def _is_above_home(folder: str) -> bool:
+    """Return whether names relative to a folder could contain the name of the user."""
+    home = f"{Path.home()}{os.sep}"
+    return bool(folder) and (home.startswith(folder) or ".." in PurePath(folder).parts)
+
+
+def _shown_folder(prefix: str) -> str:
+    """Return the name of a folder, or a relative path as it is."""
+    pure = PureWindowsPath(prefix) if "\\" in prefix else PurePosixPath(prefix)
+    return printable(f"{pure.name}/" if pure.is_absolute() else prefix)
+
+
 def _most_anomalous(rows: Sequence[ImageRow]) -> list[ImageRow]:
     """Return the images within the limits: unreadable ones, lowest p-values, highest scores."""
     size = sum(len(row.path) + len(row.error) for row in rows)
@@ -94,12 +129,12 @@ def _most_anomalous(rows: Sequence[ImageRow]) -> list[ImageRow]:
     return [rows[index] for index in sorted(kept)]
 
 
-def _common_folder(paths: Sequence[str]) -> str:
+def common_folder(paths: Sequence[str]) -> str:
     r"""Return the folder that all paths begin with, including its last separator.
 
     Example:
-        >>> from anomaly_clip.reporting.image_table import _common_folder
-        >>> _common_folder(["a/good/1.png", "a/good 2/1.png"]), _common_folder(["1.png"])
+        >>> from anomaly_clip.reporting.image_table import common_folder
+        >>> common_folder(["a/good/1.png", "a/good 2/1.png"]), common_folder(["1.png"])
         ('a/', '')
     """
     if not paths:

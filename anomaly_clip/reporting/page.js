@@ -256,6 +256,9 @@
     for (const row of document.querySelectorAll("#metrics tbody tr")) {
       row.classList.toggle("chosen", Number(row.dataset.category) === chosen);
     }
+    for (const row of document.querySelectorAll("#kinds tbody tr")) {
+      row.hidden = chosen !== ALL && Number(row.dataset.of) !== chosen;
+    }
     for (const button of document.querySelectorAll(".legend button")) {
       button.setAttribute("aria-pressed", String(Number(button.dataset.category) === chosen));
     }
@@ -284,6 +287,9 @@
     document.dispatchEvent(new CustomEvent("category", { detail: data.names.length > 1 ? chosen : ALL }));
   };
 
+  const panels = byId("all-panels");
+  if (panels) panels.parentElement.hidden = false;  // without a script, they stay hidden
+  panels?.addEventListener("change", () => document.body.classList.toggle("panels", panels.checked));
   select?.addEventListener("change", () => show(Number(select.value)));
   for (const row of document.querySelectorAll("#metrics tbody tr")) {
     const choose = () => {
@@ -307,7 +313,7 @@
       const down = button.dataset.down !== "yes";
       button.dataset.down = down ? "yes" : "";
       const value = (row) => {
-        const text = row.cells[column].textContent;
+        const text = row.cells[column].firstChild.textContent;  // without the interval
         return column ? (text === "–" ? -Infinity : Number(text)) : text;
       };
       const order = (a, b) => (value(a) < value(b) ? -1 : value(a) > value(b) ? 1 : 0);

@@ -8,30 +8,32 @@ can be regenerated at any time.
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
-from itertools import zip_longest
-from pathlib import Path, PurePath
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 
 from anomaly_clip.files import atomic_path
 from anomaly_clip.records import source_of
 from anomaly_clip.reporting.charts import HEIGHT, MAX_LINES, WIDTH, build_charts, build_legend
-from anomaly_clip.reporting.decisions_view import build_view, missing_calibration, number_text
+from anomaly_clip.reporting.decisions_view import build_view, missing_calibration
 from anomaly_clip.reporting.drift_chart import build_drift_chart
-from anomaly_clip.reporting.image_table import build_image_table
-from anomaly_clip.reporting.metrics_table import heading, marked_percent
-from anomaly_clip.reporting.protocol_text import MAX_ENTRIES, protocol_text, record_text, value_text
+from anomaly_clip.reporting.gallery_view import build_gallery, embed_image
+from anomaly_clip.reporting.image_table import build_image_table, short_name
+from anomaly_clip.reporting.metrics_table import heading
+from anomaly_clip.reporting.metrics_view import MetricsView, interval_text
+from anomaly_clip.reporting.page_paths import without_folders
+from anomaly_clip.reporting.protocol_text import (
+    MAX_ENTRIES,
+    protocol_text,
+    record_text,
+    unset_last,
+    value_text,
+)
 from anomaly_clip.reporting.templates import render
 from anomaly_clip.results.finished_run import printable
-from anomaly_clip.results.run_files import (
-    GalleryImage,
-    RunFiles,
-    mapping,
-    read_files,
-)
+from anomaly_clip.results.run_files import RunFiles, mapping, read_files
 from anomaly_clip.results.selection import HEADINGS_BY_KIND, best_threshold
 from anomaly_clip.results.warnings import rounds_remark
 
@@ -48,8 +50,6 @@ FEW_IMAGES = 10
 """Number of normal or of anomalous images below which a warning calls the metrics uncertain."""
 MAX_CONFIG = 200_000
 """Number of characters after which a configuration is truncated."""
-SUMMARY = ("image_auroc", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_pro", "accuracy", "f1")
-"""Metrics whose means are shown at the top."""
 
 
 def write_page(folder: Path) -> Path:
@@ -61,7 +61,7 @@ def write_page(folder: Path) -> Path:
     Raises:
         UserError: If the folder is not the folder of a finished run, or contains a damaged file.
     """
-    files = read_files(folder)
+    files = without_folders(read_files(folder))
     page = _render(files, MAX_IMAGE_BYTES)
     if len(page) > MAX_PAGE_BYTES:  # if there are very many names, or very long ones
         page = _render(files, 0)
@@ -74,27 +74,26 @@ def _render(files: RunFiles, image_bytes: int) -> bytes:
     """Return the page, with at most ``image_bytes`` bytes of images."""
     # A category has metrics, scores or both: classification has no scores, predict no metrics.
     names = list(dict.fromkeys([*files.metrics, *files.scores]))
-    gallery, left_out = _embed_gallery(files, names, image_bytes)
-    images = [image for images in gallery.values() for image in images]
+    gallery = build_gallery(files, names, image_bytes)
+    images = [image for images in gallery.images.values() for image in images]
     has_scores = sum(len(category.scores) for category in files.scores.values()) <= MAX_SCORES
     cards = {(image["of"], image["path"]): image["number"] for image in images if image["path"]}
     has_two_scores = any(row.is_decision_score for row in files.rows)
     table = build_image_table(files.rows, names, cards, files.drawings) if files.scores else None
+    metrics = MetricsView(files, names)
     decisions, drift, run = files.decisions, build_drift_chart(files.drift, names), files.run
     page = render(
         "page.html.jinja",
         title=_title(files),
         facts=_facts(files),
-        notes=_notes(files),
+        notes=_notes(files, metrics),
         decisions=None if decisions is None else build_view(decisions, files.mean is not None),
         command=missing_calibration(files),
         # The images come first where they were to be decided, and the metrics of a test.
         by_decision=decisions is not None and files.mean is None,
         table=table,
         headings=[heading(name) for name in files.mean or ()],
-        rows=_rows(files),
-        mean=None if files.mean is None else _percent(files, "mean", files.mean),
-        summary=_summary(files),
+        metrics=metrics,
         names=names,
         scores=[_embed_scores(files, name) for name in names] if has_scores else [],
         has_two_scores=has_two_scores,
@@ -109,17 +108,18 @@ def _render(files: RunFiles, image_bytes: int) -> bytes:
         num_lines=min(MAX_LINES, len(files.curves)),
         num_curves=len(files.curves),
         kinds=HEADINGS_BY_KIND,
-        gallery=gallery,
-        left_out=left_out,
+        gallery=gallery.images,
+        gallery_view=gallery,
+        left_out=gallery.left_out,
         linked=any(image["full"] for image in images) or bool(table and table["drawings"]),
-        shown={key for image in images for key, value in image.items() if value},
+        shown=gallery.shown,
         unreadable=[
-            (printable(path), printable(reason)) for path, reason in files.unreadable[:MAX_ENTRIES]
+            (short_name(path), printable(reason)) for path, reason in files.unreadable[:MAX_ENTRIES]
         ],
         num_unreadable=len(files.unreadable),
-        confusion=None if files.confusion is None else _embed_image(files.confusion),
-        protocol=protocol_text(mapping(run.get("protocol"))),
-        weights=record_text(mapping(run.get("weights"))),
+        confusion=None if files.confusion is None else embed_image(files.confusion),
+        protocol=unset_last(protocol_text(mapping(run.get("protocol")))),
+        weights=unset_last(record_text(mapping(run.get("weights")))),
         seed=run.get("seed"),
         checkpoint=value_text(run.get("checkpoint")),
         versions=mapping(run.get("versions")),
@@ -165,12 +165,10 @@ def _counted(count: int, singular: str, plural: str) -> str:
 
 def _weights_name(weights: Mapping[str, Any]) -> str:
     backbone, kind = weights.get("backbone"), source_of(weights)
-    if PurePath(kind).is_absolute():  # the page may be given away
-        kind = PurePath(kind).name
     return f"{kind} weights" if backbone == kind else f"{backbone} with weights {kind}"
 
 
-def _notes(files: RunFiles) -> list[str]:
+def _notes(files: RunFiles, metrics: MetricsView) -> list[str]:
     """Return the warnings to read before the metrics."""
     protocol = mapping(files.run.get("protocol"))
     notes = list(files.warnings)
@@ -196,40 +194,15 @@ def _notes(files: RunFiles) -> list[str]:
             parts = [
                 _counted(count, f"{kind} image", f"{kind} images") for kind, count in few.items()
             ]
-            notes.append(f"Only {' and '.join(parts)}: the metrics are uncertain")
+            note = f"Only {' and '.join(parts)}: the metrics are uncertain"
+            if metrics.mean_interval is not None:
+                ends = interval_text(metrics.mean_interval)
+                note += f"; the 95 % interval of image AUROC is {ends}"
+            notes.append(note)
     return [printable(note) for note in notes]
 
 
 # -- metrics and scores ----------------------------------------------------------------------------
-
-
-def _rows(files: RunFiles) -> list[tuple[str, int | None, int | None, list[str]]]:
-    """Return name, number of images, number of anomalous images and metrics of each category."""
-    protocol = mapping(files.run.get("protocol"))
-    images, anomalous = (mapping(protocol.get(key)) for key in ("images", "anomalous"))
-    return [
-        (
-            category,
-            images.get(category),
-            anomalous.get(category),
-            _percent(files, category, metrics),
-        )
-        for category, metrics in files.metrics.items()
-    ]
-
-
-def _percent(files: RunFiles, row: str, metrics: Mapping[str, float | None]) -> list[str]:
-    """Return the metrics of a category, or their means, in percent; wide bounds are marked."""
-    return marked_percent(metrics, list(files.mean or ()), files.uncertain.get(row, ()))
-
-
-def _summary(files: RunFiles) -> list[tuple[str, str]]:
-    mean = dict(zip(files.mean or (), _percent(files, "mean", files.mean or {}), strict=True))
-    return [
-        (heading(name).replace("\n", " "), mean[name])
-        for name in SUMMARY
-        if files.mean is not None and files.mean.get(name) is not None
-    ]
 
 
 def _embed_scores(files: RunFiles, name: str) -> dict[str, Any] | None:
@@ -257,71 +230,3 @@ def _embed_scores(files: RunFiles, name: str) -> dict[str, Any] | None:
 def _base64(scores: np.ndarray, is_single: bool) -> str:
     values = np.sort(scores).astype("<f4" if is_single else "<f8")
     return base64.b64encode(values.tobytes()).decode("ascii")
-
-
-# -- images ----------------------------------------------------------------------------------------
-
-
-def _embed_gallery(
-    files: RunFiles, names: Sequence[str], num_bytes: int
-) -> tuple[dict[str, list[dict[str, Any]]], int]:
-    """Return the gallery by kind, worst first, and the number of images beyond the size limit.
-
-    Args:
-        files: Files of the run.
-        names: Categories in the order of the page.
-        num_bytes: Maximum total size of the embedded images in bytes.
-    """
-    numbers = {name: number for number, name in enumerate(names)}
-    by_kind: dict[str, list[GalleryImage]] = {}
-    for image in sorted(files.gallery, key=lambda image: -image.gap):
-        by_kind.setdefault(image.kind, []).append(image)
-    # The worst of each kind, then the second worst and so on, so that no kind uses up the limit.
-    ranks = zip_longest(*by_kind.values())
-    by_rank = [image for rank in ranks for image in rank if image is not None]
-    embedded: dict[str, list[dict[str, Any]]] = {}
-    left_out = number = 0
-    for image in by_rank:
-        num_bytes -= image.file.stat().st_size
-        if num_bytes < 0:
-            left_out += 1
-            continue
-        embedded.setdefault(image.kind, []).append(
-            {
-                "number": number,
-                "data": _embed_image(image.file),
-                "name": image.name,
-                "of": image.category,
-                "path": image.path,
-                "category": numbers.get(image.category, -1),
-                "label": image.label,
-                "score": image.score,
-                "score_text": number_text(image.score),
-                "margin": _margin(files, image),
-                "p_value": image.p_value,
-                "decision": image.decision,
-                "has_mask": image.has_mask,
-                "has_contour": image.has_contour,
-                "has_heat": image.has_heat,
-                "full": None if image.full is None else quote(image.full),
-            }
-        )
-        number += 1
-    return embedded, left_out
-
-
-def _margin(files: RunFiles, image: GalleryImage) -> str | None:
-    """Return the distance of a labelled image's score from the threshold, the order of images."""
-    scores = files.scores.get(image.category)
-    if image.kind not in ("false_alarm", "miss", "hit") or scores is None:
-        return None
-    calibrated = files.decisions is not None and image.category in files.decisions.categories
-    labels = scores.anomalous
-    if not calibrated and (labels is None or labels.all() or not labels.any()):
-        return None  # there is no threshold
-    return f"{-100 * image.gap if image.kind == 'miss' else 100 * image.gap:+.1f} %"
-
-
-def _embed_image(file: Path) -> str:
-    kind = file.suffix.removeprefix(".")
-    return f"data:image/{kind};base64,{base64.b64encode(file.read_bytes()).decode('ascii')}"

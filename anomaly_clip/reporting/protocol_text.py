@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from anomaly_clip.results.finished_run import printable
 from anomaly_clip.results.run_files import mapping
 
-__all__ = ["LABELS", "MAX_ENTRIES", "protocol_text", "record_text", "value_text"]
+__all__ = ["LABELS", "MAX_ENTRIES", "protocol_text", "record_text", "unset_last", "value_text"]
 
 MAX_ENTRIES = 60
 """Maximum number of entries of a list or table that are shown."""
+NONE = "none"
+"""Text of None and of empty lists and tables."""
 LABELS = {
     "words": "category names",
     "one_model_a_category": "one model per category",
@@ -47,6 +49,19 @@ def record_text(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(printable(key).replace("_", " "), value_text(value)) for key, value in record.items()]
 
 
+def unset_last(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return pairs of name and text, with the names of those without a value in a last pair.
+
+    Example:
+        >>> from anomaly_clip.reporting.protocol_text import unset_last
+        >>> unset_last([("shots", "none"), ("split", "test"), ("fold", "none")])
+        [('split', 'test'), ('not set', 'shots, fold')]
+    """
+    unset = ", ".join(name for name, text in pairs if text == NONE)
+    shown = [(name, text) for name, text in pairs if text != NONE]
+    return [*shown, ("not set", unset)] if unset else shown
+
+
 def value_text(value: object) -> str:
     """Format any value of a record as text, with long lists truncated.
 
@@ -56,7 +71,7 @@ def value_text(value: object) -> str:
         ('a: 0.25, b: none', 'none', 'yes')
     """
     if value is None:
-        return "none"
+        return NONE
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
@@ -68,5 +83,5 @@ def value_text(value: object) -> str:
         shown = [e if isinstance(e, str) else value_text(e) for e in value[:MAX_ENTRIES]]
         hidden = len(value) - MAX_ENTRIES
         more = f"{between}and {hidden:,} more" if hidden > 0 else ""
-        return printable(between.join(shown) + more) or "none"
+        return printable(between.join(shown) + more) or NONE
     return printable(value)

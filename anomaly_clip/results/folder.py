@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -20,9 +21,13 @@ __all__ = [
     "SCRATCH",
     "claim_scratch",
     "create_run_folder",
+    "find_run",
     "remove_abandoned",
+    "run_number",
 ]
 
+RUN_FOLDER = re.compile(r"([0-9]+)(-[a-z]+)?")
+"""Name of a run's folder, as ``3-test``; in 0.1.0, it was the number."""
 SCRATCH = ".scratch"
 """Folder for the files of a run that are removed at its end."""
 METRICS_FILE = "metrics.json"
@@ -40,8 +45,13 @@ GALLERY = "gallery"
 """Folder of the gallery images, and stem of the ``.json`` file in it that lists them."""
 
 
-def create_run_folder(root: Path, name: str) -> Path:
-    """Create ``root/name/<n>`` with the next free number; two runs never share a folder.
+def create_run_folder(root: Path, name: str, verb: str) -> Path:
+    """Create ``root/name/<n>-<verb>`` with the next free number; two runs never share a number.
+
+    Args:
+        root: Folder of all runs.
+        name: Name of the configuration.
+        verb: Verb of the run, such as ``fit``.
 
     Raises:
         ValueError: If the folder cannot be created.
@@ -50,19 +60,55 @@ def create_run_folder(root: Path, name: str) -> Path:
     parent = root / name
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        number = max((int(p.name) for p in parent.iterdir() if p.name.isdecimal()), default=0)
         while True:
-            number += 1
-            try:
-                (parent / str(number)).mkdir()
-            except FileExistsError:
-                continue  # another run created it first
-            return parent / str(number)
+            number = max((run_number(path) or 0 for path in parent.iterdir()), default=0) + 1
+            claim = parent / str(number)
+            with suppress(FileExistsError):  # another run claims the number
+                claim.mkdir()
+                folder = parent / f"{number}-{verb}"
+                if _of_number(parent, number) == [claim]:
+                    return claim.rename(folder)
+                claim.rmdir()  # another run has claimed and renamed it in the meantime
     except OSError as error:
         raise ValueError(
             f"output.root {root}: cannot create a run folder there ({error}): choose a writable "
             f"folder"
         ) from None
+
+
+def run_number(folder: Path) -> int | None:
+    """Return the number of a run's folder; None for other folders.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from anomaly_clip.results.folder import run_number
+        >>> run_number(Path("runs/padim/12-test")), run_number(Path("runs/padim/of_0.1.0"))
+        (12, None)
+    """
+    matched = RUN_FOLDER.fullmatch(folder.name)
+    return int(matched[1]) if matched else None
+
+
+def find_run(path: Path) -> Path:
+    """Return a path in which the number of a run stands for its folder.
+
+    ``runs/padim/3`` is ``runs/padim/3-test``, and so for the files in it.
+
+    Args:
+        path: A path, which is returned unchanged if it exists or has no number of a run.
+    """
+    with suppress(OSError):
+        for folder in (path, *path.parents):
+            if folder.exists():
+                break
+            if folder.name.isdecimal() and folder.parent.is_dir():
+                runs = _of_number(folder.parent, int(folder.name))
+                return runs[0] / path.relative_to(folder) if len(runs) == 1 else path
+    return path
+
+
+def _of_number(parent: Path, number: int) -> list[Path]:
+    return [folder for folder in parent.iterdir() if run_number(folder) == number]
 
 
 def claim_scratch(folder: Path) -> None:
@@ -81,9 +127,13 @@ def remove_abandoned(root: Path) -> None:
     """Remove the scratch folders of runs whose processes were killed on this machine.
 
     Args:
-        root: Folder of the runs: ``root/name/<n>``, or ``root/name/<n>/<category>``.
+        root: Folder of the runs: ``root/name/<run>``, or ``root/name/<run>/<category>``.
     """
-    for scratch in [*root.glob(f"*/*/{SCRATCH}"), *root.glob(f"*/*/*/{SCRATCH}")]:
+    scratches: list[Path] = []
+    with suppress(OSError):  # another run names or removes its folder at this moment
+        scratches += root.glob(f"*/*/{SCRATCH}")
+        scratches += root.glob(f"*/*/*/{SCRATCH}")
+    for scratch in scratches:
         with suppress(OSError, ValueError):  # not readable, or removed in the meantime
             owners = list(scratch.glob("owner-*"))
             if owners and not scratch.is_symlink() and all(map(_is_gone, owners)):

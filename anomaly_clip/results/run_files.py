@@ -6,11 +6,11 @@ A run of ``each`` stores scores, curves and images in one folder per category.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,8 @@ from anomaly_clip.results.warnings import UNCERTAIN_WARNING, unreadable_warnings
 
 __all__ = ["CategoryScores", "GalleryImage", "ImageRow", "RunFiles", "mapping", "read_files"]
 
+Number = TypeVar("Number", int, float)
+
 
 class CategoryScores(NamedTuple):
     """The image scores of a category."""
@@ -70,6 +72,8 @@ class ImageRow(NamedTuple):
     """Reason why the image could not be read; empty otherwise."""
     is_decision_score: bool = False
     """True if the score that decides differs from the one that the metrics are computed from."""
+    image_score: float = math.nan
+    """The score that the metrics are computed from."""
 
 
 class GalleryImage(NamedTuple):
@@ -91,9 +95,20 @@ class GalleryImage(NamedTuple):
     p_value: float | None = None
     decision: str | None = None
     has_contour: bool = False
-    """True if the image shows the contour of the pixels above the map threshold."""
+    """True if the image or its overlay has the contour of the pixels above the map threshold."""
     has_heat: bool = True
     """True if there is a heat map next to the image."""
+    has_overlay: bool = False
+    """True if the second panel is the heat map on the image; False of earlier versions' runs."""
+    scale: tuple[float, float] | None = None
+    """Map values at both ends of the colour scale; None if not recorded."""
+    panel: tuple[int, int] | None = None
+    """Width and height of each panel in pixels; None if not recorded."""
+
+    @property
+    def num_panels(self) -> int:
+        """Number of panels side by side: image, overlay, heat map, mask."""
+        return 1 + self.has_overlay + self.has_heat + self.has_mask
 
 
 @dataclass(frozen=True)
@@ -115,6 +130,7 @@ class RunFiles:
         decisions: Decisions with a calibration; None without one.
         drift: Logarithm (base 10) of the martingale after each image, by category.
         drawings: Drawing of each image in ``maps/``, by path, relative to the run's folder.
+        intervals: Intervals of metrics by category and name, as in ``metrics.json``.
     """
 
     folder: Path
@@ -131,6 +147,7 @@ class RunFiles:
     decisions: Decisions | None = None
     drift: Mapping[str, Sequence[float]] = field(default_factory=dict)
     drawings: Mapping[str, str] = field(default_factory=dict)
+    intervals: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
 
     @cached_property
     def scores(self) -> Mapping[str, CategoryScores]:
@@ -211,6 +228,7 @@ def read_files(folder: Path) -> RunFiles:
         read_decisions(content, file),
         _read_drift(folder / DRIFT_FILE),
         {path: file for part in parts for path, file in _read_drawings(part, folder).items()},
+        _read_intervals(content),
     )
 
 
@@ -220,6 +238,14 @@ def _checked_mean(content: Mapping[str, Any], file: Path) -> Mapping[str, float 
         problem = f"has {printable(value)} for the mean {printable(name)}, not a fraction"
         expect(is_fraction(value), file, problem)
     return mean
+
+
+def _read_intervals(content: Mapping[str, Any]) -> dict[str, dict[str, tuple[float, float]]]:
+    """Return the intervals, which :func:`~.run_reader.parse_run` has checked."""
+    return {
+        category: {name: (float(ends[0]), float(ends[1])) for name, ends in bounds.items()}
+        for category, bounds in mapping(content.get("intervals")).items()
+    }
 
 
 def _read_rows(file: Path) -> list[ImageRow]:
@@ -265,6 +291,7 @@ def _parse_row(row: Mapping[str, str]) -> ImageRow | None:
         row.get("defect", ""),
         "",
         bool(row.get("decision_score")),
+        _finite(row["image_score"]),
     )
 
 
@@ -325,11 +352,21 @@ def _read_gallery(part: Path, folder: Path) -> list[GalleryImage]:
                     None if entry.get("decision") is None else str(entry["decision"]),
                     bool(entry.get("contour")),
                     bool(entry.get("heat", True)),
+                    bool(entry.get("overlay")),
+                    _pair(entry.get("scale"), float),
+                    _pair(entry.get("panel"), int),
                 )
             )
     except (KeyError, TypeError, ValueError, OverflowError, OSError) as error:
         raise UserError(f"{file}: damaged ({error}): {REPEAT_TEST}") from None
     return images
+
+
+def _pair(value: Any, kind: Callable[[Any], Number]) -> tuple[Number, Number] | None:
+    if value is None:
+        return None
+    first, second = value
+    return kind(first), kind(second)
 
 
 def _read_drawings(part: Path, folder: Path) -> dict[str, str]:

@@ -14,7 +14,7 @@ from anomaly_clip.errors import UserError
 from anomaly_clip.metrics.evaluator import uncertain_metrics
 from anomaly_clip.records import variant_of
 from anomaly_clip.results.finished_run import FinishedRun, printable
-from anomaly_clip.results.folder import METRICS_FILE
+from anomaly_clip.results.folder import METRICS_FILE, find_run
 
 __all__ = [
     "REPEAT_TEST",
@@ -50,13 +50,12 @@ def find_runs(folders: Sequence[Path]) -> list[FinishedRun]:
 
 def _run_folders(folder: Path) -> list[Path]:
     """Return the run folders that one command-line argument stands for."""
-    if folder.name == METRICS_FILE:
-        folder = folder.parent
+    folder = find_run(folder.parent if folder.name == METRICS_FILE else folder)
     if (folder / METRICS_FILE).is_file():
         return [folder]
     if not folder.is_dir():
         raise UserError(
-            f"{folder}: there is no such folder; name a run folder, such as runs/padim/1"
+            f"{folder}: there is no such folder; name a run folder, such as runs/padim/1-test"
         )
     if (folder / CONFIG_FILES[0]).is_file():
         raise UserError(
