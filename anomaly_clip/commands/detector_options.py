@@ -170,7 +170,7 @@ def detector_source(options: argparse.Namespace, settings: Mapping[str, str]) ->
     if len(names) != 1:
         given = "nothing was given" if not names else f"{len(names)} were given"
         raise UserError(
-            f"name one detector, a run, --ckpt_path or --config: {given}; such as runs/patchcore/1-fit"
+            f"name one detector, a run, --ckpt_path or --config: {given}; such as runs/padim/1-fit"
         )
     source = DetectorSource(
         names[0],

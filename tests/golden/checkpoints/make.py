@@ -123,6 +123,10 @@ METHODS: dict[str, dict[str, list[str]]] = {
         "test": [],
     },
     "padim": {"fit": [*PADIM, FIRST], "test": []},
+    "padim_calibrated": {
+        "fit": [*PADIM, FIRST, "--calibrate=true", "--calibration.folds=2"],
+        "test": [],
+    },
     "patchcore": {
         "fit": [*_small("PatchCore", LAYERS[1:]), *MVTEC, FIRST, *PLAIN],
         "test": [],
@@ -500,12 +504,12 @@ def several_numbers() -> Numbers:
     """Finish the interrupted runs, return the numbers of all, and restore the interrupted runs."""
     for name in ("each", "sweep"):
         shutil.copytree(name, f"{name}-interrupted")
-    record = Path("sweep", "1", "sweep.json")
+    [record] = Path("sweep").glob("*/sweep.json")  # in 1, in later versions in 1-sweep
     content = json.loads(record.read_text(encoding="utf-8"))
     record.write_text(json.dumps({**content, "directory": os.getcwd()}), encoding="utf-8")
     run("each", "--resume", "each")
-    run("sweep", "--resume", "sweep/1")
-    with Path("sweep", "1", "sweep.csv").open(newline="", encoding="utf-8") as file:
+    run("sweep", "--resume", str(record.parent))
+    with record.with_name("sweep.csv").open(newline="", encoding="utf-8") as file:
         goals = [float(row["train/loss"]) for row in csv.DictReader(file)]
     numbers: Numbers = {
         "each": {"metrics": metrics_of(Path("each"))},
