@@ -151,7 +151,8 @@ def test_few_images_are_named(tmp_path: Path) -> None:
     few = {"cap": ([0.1, *[0.2] * 12], [0] + [1] * 12)}
     assert (
         "Only 1 normal image: the metrics are uncertain; the 95 % interval of image AUROC is "
-        "31.4 to 98.9" in read(write_page(make_run(tmp_path / "a", few))).texts["p"]
+        "31.4 to 98.9; all rankings are against this one normal image"
+        in read(write_page(make_run(tmp_path / "a", few))).texts["p"]
     )
     many = {"cap": ([0.1] * 10 + [0.2] * 10, [0] * 10 + [1] * 10)}
     assert "uncertain" not in " ".join(read(write_page(make_run(tmp_path / "b", many))).texts["p"])
