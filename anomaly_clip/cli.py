@@ -57,6 +57,8 @@ VERBS = {
 }
 """Help line and entry point (``module:function`` of this package) of each verb."""
 
+WITHOUT_CLASSES = ("configs", "sweep", "prompts")
+"""Verbs whose command line names no classes. That of each run of a sweep does."""
 USAGE_ERROR = 2
 STDERR = 2
 """File descriptor of standard error."""
@@ -235,16 +237,23 @@ def _answer(words: list[str]) -> int:
         print("loading ...", file=sys.stderr)  # the libraries take some seconds
     from anomaly_clip.commands.process_cause import ProcessFailure
     from anomaly_clip.commands.process_failure import let_first_process_report
-    from anomaly_clip.errors import UserError, explain
+    from anomaly_clip.errors import UserError, explain, is_of_users_code
 
     try:
+        if verb not in WITHOUT_CLASSES:
+            from anomaly_clip.commands.working_folder import import_named_classes
+
+            import_named_classes(words)
         return _run(words)
     except ProcessFailure as failure:
         return failure.report(with_traceback)
     except (UserError, OSError) as error:  # such as a full disk
         if let_first_process_report():
             return USAGE_ERROR
-        if with_traceback:
+        trace = error.__traceback__
+        for _ in range(3):  # this function, _run, and the function of the verb
+            trace = trace and trace.tb_next
+        if with_traceback or (isinstance(error, OSError) and is_of_users_code(error, trace)):
             raise
         return _complain(str(error) if isinstance(error, UserError) else explain(error))
 

@@ -26,6 +26,7 @@ __all__ = [
     "check_between",
     "check_choice",
     "explain",
+    "is_of_users_code",
     "reaches_users_code",
     "reason",
     "shortened",
@@ -36,6 +37,7 @@ __all__ = [
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors of a disk, a quota or a limit on the size of files that is full."""
+CONSTRUCTORS = ("__init__", "__post_init__")
 MAX_MESSAGE = 600
 """Characters of the longest message that is printed; a value in it may be of any length."""
 
@@ -73,7 +75,11 @@ def user_errors(options: Callable[[], Iterable[str]] = list) -> Iterator[None]:
     except Exception as caught:
         error = _of_constructor(caught)
         explanation = explain_exhaustion(error)
-        if explanation is None and not isinstance(error, mistakes):
+        trace = error.__traceback__
+        if error is caught:  # without the frames of this function and of the block
+            trace = trace and trace.tb_next and trace.tb_next.tb_next
+        is_mistake = isinstance(error, mistakes) and not is_of_users_code(error, trace)
+        if explanation is None and not is_mistake:
             if error is caught:
                 raise
             raise error from None
@@ -151,10 +157,29 @@ def check_between(
 
 def reaches_users_code(trace: TracebackType | None) -> bool:
     """Return whether a traceback leads through files outside this package and installed ones."""
-    paths = sysconfig.get_paths()
-    ours = (str(Path(__file__).parent), *(paths[n] for n in ("stdlib", "purelib", "platlib")))
-    files = [frame.filename for frame in traceback.extract_tb(trace)]
-    return any(not file.startswith((*ours, "<")) for file in files)
+    return any(_is_users_file(frame.filename) for frame in traceback.extract_tb(trace))
+
+
+def is_of_users_code(error: BaseException, trace: TracebackType | None) -> bool:
+    """Return whether an exception comes from code outside this package and installed ones.
+
+    Its traceback is what the author of that code needs. Messages of this package that such code has
+    caused, a full disk, and a ``raise`` in a constructor, which checks options, are no such errors.
+
+    Args:
+        error: The exception.
+        trace: The part of its traceback that is searched.
+    """
+    if _raised_here(error) is not None or _is_full(error):
+        return False
+    in_worker = re.findall(r'^ *File "(.+?)", line', str(error), re.MULTILINE)
+    if "Original Traceback" in str(error):  # raised in a data loader worker
+        return any(_is_users_file(file) for file in in_worker)
+    if not reaches_users_code(trace):
+        return False
+    last = traceback.extract_tb(trace)[-1]
+    is_check = last.name in CONSTRUCTORS and (last.line or "").startswith("raise ")
+    return not (is_check and _is_users_file(last.filename))
 
 
 def shortened(message: str, longest: int = MAX_MESSAGE) -> str:
@@ -219,6 +244,16 @@ def suggest(word: str, choices: Iterable[str]) -> str:
     if near:
         return f"did you mean {' or '.join(near)}?"
     return f"known: {', '.join(choices)}" if 0 < len(choices) <= 20 else ""
+
+
+def _is_users_file(file: str) -> bool:
+    paths = sysconfig.get_paths()
+    ours = (str(Path(__file__).parent), *(paths[n] for n in ("stdlib", "purelib", "platlib")))
+    return not file.startswith((*ours, "<"))
+
+
+def _is_full(error: BaseException) -> bool:
+    return any(isinstance(cause, OSError) and cause.errno in FULL for cause in _chain(error))
 
 
 def _raised_here(error: BaseException) -> BaseException | None:
@@ -295,6 +330,12 @@ def _explain_parsing(message: str, options: list[str]) -> str:
             if named and (lacking := _abstract_names(named[1])):
                 return f"{key}: {named[1]} does not implement {lacking}: add it to the class"
             return f"{key}: no class is selected: give --config or --{key} NAME before its options"
+        match = re.match(r"No module named '(\w+)'", reason)
+        if match and Path(f"{match[1]}.py").is_file():
+            return (
+                f"{key}: {match[1]}.py in this folder is imported only for a name on the command "
+                f"line or in a file named by --config: name it there, or set PYTHONPATH=."
+            )
     expected = [
         match[1] for r in reasons if (match := re.match(r"Expected an? (.+?)(\. Got|$)", r))
     ]

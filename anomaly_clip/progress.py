@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -223,16 +224,18 @@ def show_below(find: Callable[[], Progress | None]) -> None:
 
 
 def sees_bars() -> bool:
-    """Return whether standard error can show bars: on a terminal or in a notebook."""
+    """Return whether standard error can show bars: on a terminal, or in a notebook with widgets."""
     console = Console(stderr=True)
-    return console.is_interactive or console.is_jupyter
+    has_widgets = importlib.util.find_spec("ipywidgets") is not None  # without them, rich warns
+    return console.is_interactive or (console.is_jupyter and has_widgets)
 
 
 @rank_zero_only
 def say(text: str, style: str | None = None) -> None:
     """Write a message to standard error (standard output is for results), on rank 0 only."""
     running = _running_display()
-    console = Console(stderr=True) if running is None else running.console
+    # In a notebook, rich would print HTML to the cell's results.
+    console = Console(stderr=True, force_jupyter=False) if running is None else running.console
     # File names and categories may contain brackets and colons.
     console.print(
         readable(text), style=style, highlight=False, soft_wrap=True, markup=False, emoji=False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -157,6 +158,13 @@ def factory(folder: Path) -> None:
             photograph(file, number, defect)
 
 
+def examples(folder: Path) -> None:
+    """The files of ``examples/`` themselves."""
+    source = Path(__file__).resolve().parent.parent / "examples"
+    for file in (*source.glob("*.py"), *source.glob("*.yaml")):
+        shutil.copy(file, folder)
+
+
 def _in(name: str, make: Callable[[Path], Path]) -> Callable[[Path], None]:
     """Return a maker of a folder from a writer of a small data set."""
 
@@ -181,6 +189,7 @@ FIXTURES: dict[str, Callable[[Path], None]] = {
     "btad": _in("btad", btad),
     "meta_json": meta_json,
     "factory": factory,
+    "examples": examples,
 }
 """Makers of folders by name. ``/path/to/NAME`` in a page is ``NAME`` in its folder, if there."""
 

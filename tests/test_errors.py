@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+import anomaly_clip
 from anomaly_clip.errors import (
     UserError,
     check_above,
@@ -192,3 +196,72 @@ def test_names_that_no_disk_takes(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=message), user_errors():
             (tmp_path / name).write_text("")
+
+
+OWN_CODE = """
+class Mine:
+    def __init__(self, tau=1):
+        if tau < 0:
+            raise ValueError("tau is negative")
+        if tau > 1:
+            int("x")
+
+    def score(self, kind):
+        if kind == "unpack":
+            a, b = [1, 2, 3]
+        if kind == "open":
+            open("no/such/file")
+        if kind == "ours":
+            check_at_least("model.tau", -1, 0)
+        if kind == "full":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        raise ValueError("mine")
+"""
+
+
+@pytest.fixture(scope="module")
+def own_class(tmp_path_factory: pytest.TempPathFactory) -> type:
+    file = tmp_path_factory.mktemp("own") / "own.py"
+    file.write_text(OWN_CODE)
+    names: dict[str, Any] = {"errno": errno, "check_at_least": check_at_least}
+    exec(compile(OWN_CODE, file, "exec"), names)
+    kind: type = names["Mine"]
+    return kind
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"), [("unpack", ValueError), ("open", FileNotFoundError), ("any", ValueError)]
+)
+def test_errors_of_a_users_own_code_keep_their_traceback(
+    kind: str, error: type[Exception], own_class: type[Any]
+) -> None:
+    with pytest.raises(error), user_errors():
+        own_class().score(kind)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda kind: kind().score("ours"), "model.tau must be 0 or more"),  # of this package
+        (lambda kind: kind().score("full"), "free space there"),
+        (lambda kind: kind(tau=-1), "tau is negative"),  # a check of an option
+    ],
+)
+def test_mistakes_that_own_code_finds_become_one_line(
+    call: Callable[[type[Any]], object], message: str, own_class: type[Any]
+) -> None:
+    with pytest.raises(UserError, match=message), user_errors():
+        call(own_class)
+
+
+def test_a_wrong_conversion_in_a_constructor_is_no_check(own_class: type[Any]) -> None:
+    with pytest.raises(ValueError, match="invalid literal"), user_errors():
+        own_class(tau=2)
+
+
+def test_an_error_in_a_worker_that_reads_own_data_keeps_its_text() -> None:
+    text = 'Caught ValueError in worker.\nOriginal Traceback:\n  File "{}", line 1\nValueError: x'
+    with pytest.raises(ValueError, match="Original Traceback"), user_errors():
+        raise ValueError(text.format("/home/user/my_data.py"))
+    with pytest.raises(UserError, match=r"^x$"), user_errors():
+        raise ValueError(text.format(Path(anomaly_clip.__file__).parent / "images.py"))

@@ -598,3 +598,16 @@ def test_the_install_lines_work_in_a_new_environment(
                 assert json.load(answer)["decision"] == "anomalous"
         finally:
             server.terminate()
+
+
+# The comparison
+
+
+@pytest.mark.slow
+def test_the_comparison_prints_a_table(tmp_path: Path) -> None:
+    command: list[str | Path] = [sys.executable, EXAMPLES / "compare_methods.py"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert "SDP, PaDiM, PatchCore on Demo: 1 category, percent" in run.stdout
+    assert "RANDOM WEIGHTS" in (tmp_path / "comparison.html").read_text(encoding="utf-8")
+    assert len(list((tmp_path / "runs").iterdir())) == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterable, Iterator
 from io import StringIO
 from itertools import pairwise
@@ -214,3 +215,24 @@ def test_a_table_in_a_file_is_as_wide_as_necessary(monkeypatch: pytest.MonkeyPat
     show_table(wide_table(), Console(file=file, force_terminal=False))
     assert "metal_nut_with_a_long_name" in file.getvalue()
     assert "100.0" in file.getvalue()
+
+
+# -- in a notebook -----------------------------------------------------------------------------
+
+
+def test_a_notebook_has_bars_only_with_widgets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without widgets, rich would warn at each step and leave empty results in the cell."""
+    installed: dict[str, object] = {}
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setattr(importlib.util, "find_spec", installed.get)
+    assert not progress.sees_bars()
+    installed["ipywidgets"] = object()
+    assert progress.sees_bars()
+
+
+def test_messages_in_a_notebook_are_no_results(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    say("a message")
+    assert capsys.readouterr().err == "a message\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from anomaly_clip.backbones.cnn_layers import HEADS, describe_layers, stride_of
 from anomaly_clip.backbones.frozen import FrozenBackbone, check_settings
 from anomaly_clip.backbones.state_dicts import state_dict_of
 from anomaly_clip.backbones.weight_files import (
@@ -34,8 +34,6 @@ STAGES = ("layer1", "layer2", "layer3", "layer4")
 NODES = {**{stage: stage for stage in STAGES}, "pooled": "flatten"}
 """Mapping from ResNet layers in our options to the nodes of torchvision's graph."""
 
-HEADS = ("fc.", "classifier.", "head.")
-"""Prefixes of classifier weights, which no feature depends on."""
 OPTION = "backbone.weights"
 PREFIXES = (
     *("module.", "model.", "backbone.", "encoder.", "network.", "visual.", "resnet."),
@@ -57,7 +55,7 @@ class CNNSettings:
             (untrained: the metrics mean nothing).
         layers: Layers whose features are returned. A ResNet has layer1 to layer4 and pooled; null
             selects these five. For any model, a layer can be a node of torchvision's graph, such
-            as features.7.cat.
+            as features.7.cat; --model.backbone.help lists the layers of a model.
         mean: Pixel mean.
         std: Pixel standard deviation.
     """
@@ -120,9 +118,7 @@ class CNNBackbone(FrozenBackbone):
         self.channels = {layer: shape[1] for layer, shape in shapes.items()}
         """Number of channels per layer."""
         self.strides = {
-            layer: 2 ** round(math.log2(PROBE / shape[-1]))
-            for layer, shape in shapes.items()
-            if len(shape) == 4
+            layer: stride_of(shape, PROBE) for layer, shape in shapes.items() if len(shape) == 4
         }
         """Stride in pixels per spatial layer."""
 
@@ -140,14 +136,14 @@ class CNNBackbone(FrozenBackbone):
         except (AssertionError, RuntimeError) as error:  # such as a transformer of fixed size
             raise ValueError(
                 f"backbone.name {name} does not accept images of {PROBE} pixels ({reason(error)}); "
-                f"use a convolutional network"
+                f"{describe_layers(name)}"
             ) from None
         for layer, shape in shapes.items():
             square = len(shape) == 4 and shape[2] == shape[3]
             if not (square or len(shape) == 2):  # such as tokens, or channels last
                 raise ValueError(
                     f"backbone.layers: {layer} of {name} has the shape {tuple(shape)}, not (B, C, "
-                    f"h, w); use a convolutional network"
+                    f"h, w); {describe_layers(name)}"
                 )
         return shapes
 
@@ -368,16 +364,17 @@ def _nodes(model: nn.Module, name: str, layers: Sequence[str] | None) -> dict[st
         raise ValueError(f"backbone.layers of {name} is empty; give at least one layer")
     if layers is None:
         if not is_resnet:
-            raise ValueError(
-                f"backbone.layers of {name} is not set; use, for example, [features.7.cat]"
-            )
+            raise ValueError(f"backbone.layers of {name} is not set; {describe_layers(name)}")
         return {node: layer for layer, node in NODES.items()}
     graph = get_graph_node_names(model)[1]
     nodes = {}
     for layer in layers:
         node = NODES.get(layer, layer) if is_resnet else layer
         if node not in graph and not any(other.startswith(f"{node}.") for other in graph):
-            stages = ", ".join(NODES) if is_resnet else ", ".join(graph[-4:])
-            raise ValueError(f"backbone.layers: {name} has no {layer}; use {stages}, ...")
+            others = {"pooled": is_resnet, "flatten (pooled)": "flatten" in graph}
+            pooled = next((f", {other}" for other, exists in others.items() if exists), "")
+            raise ValueError(
+                f"backbone.layers: {name} has no {layer}; {describe_layers(name, layer)}{pooled}"
+            )
         nodes[node] = layer
     return nodes

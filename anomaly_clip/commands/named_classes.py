@@ -18,7 +18,7 @@ from anomaly_clip.commands.yaml_text import read_yaml_text
 from anomaly_clip.documents import load_yaml
 from anomaly_clip.errors import UserError
 
-__all__ = ["MODULES", "NamedClass", "NamedOptions", "named_options"]
+__all__ = ["MODULES", "NamedClass", "NamedOptions", "named_options", "option_pairs"]
 
 MODULES = {"model": ("anomaly_clip.methods",), "data": ("anomaly_clip.data",)}
 """Modules of the classes that are named without a module."""
@@ -62,8 +62,8 @@ def named_options(words: Sequence[str]) -> NamedOptions:
         UserError: If a configuration does not exist, or cannot be read.
     """
     named = NamedOptions()
-    pairs = list(_pairs(words[1:]))
-    files = list(_pairs(expand_configs(words)[1:]))
+    pairs = list(option_pairs(words[1:]))
+    files = list(option_pairs(expand_configs(words)[1:]))
     configs = {
         Path(file).expanduser(): f"--config {name}"
         for (key, name), (_, file) in zip(pairs, files, strict=True)
@@ -84,8 +84,17 @@ def named_options(words: Sequence[str]) -> NamedOptions:
     return named
 
 
-def _pairs(words: Sequence[str]) -> Iterator[tuple[str, str | None]]:
-    """Yield the options without dashes, with their values."""
+def option_pairs(words: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+    """Yield the options of a command line with their values.
+
+    Args:
+        words: Options without the verb.
+
+    Example:
+        >>> from anomaly_clip.commands.named_classes import option_pairs
+        >>> list(option_pairs(["--model=SDP", "--model.sigma", "-1", "--dry-run"]))
+        [('model', 'SDP'), ('model.sigma', '-1'), ('dry-run', None)]
+    """
     for place, word in enumerate(words):
         if not word.startswith("-"):
             continue

@@ -45,6 +45,7 @@ from anomaly_clip.commands.sweep_record import (
     print_table,
     write_table,
 )
+from anomaly_clip.commands.working_folder import import_named_classes
 from anomaly_clip.errors import UserError, reason, suggest, user_errors
 from anomaly_clip.files import atomic_path, write_json
 from anomaly_clip.methods.base import AnomalyMethod
@@ -119,6 +120,8 @@ def _start(words: Sequence[str]) -> int:
     lines = [
         [*sweep.words(options_of_run, more), "--trainer.logger", "null"] for options_of_run in runs
     ]
+    for line in lines:
+        import_named_classes(["fit", *line])
     if not options.dry_run:
         forbid_distributed_launch("sweep")
     record, configs = _plan(sweep, runs, lines)

@@ -21,7 +21,7 @@ from anomaly_clip.commands.source_options import (
     public_classes,
     split_text,
 )
-from anomaly_clip.errors import suggest
+from anomaly_clip.errors import suggest, user_errors
 
 __all__ = ["asks_for_help", "help_text", "show_help"]
 
@@ -35,6 +35,7 @@ LONGEST_VALUE = 40
 """Characters of the longest value that is shown in full."""
 ALL = "--help.all"
 HELP = ("-h", "--help", ALL)
+BACKBONE = "--model.backbone.help"
 KINDS = {"model": "method", "data": "data set"}
 EXPERIMENTS = ("fit", "validate", "test", "predict", "calibrate", "each")
 """Verbs whose whole help is written here."""
@@ -96,7 +97,7 @@ def asks_for_help(words: Sequence[str]) -> bool:
     """
     if words[0] not in SECTIONS:
         return False
-    return not {*HELP, "--model.help", "--data.help"}.isdisjoint(words[1:])
+    return not {*HELP, BACKBONE, "--model.help", "--data.help"}.isdisjoint(words[1:])
 
 
 def show_help(words: Sequence[str]) -> int:
@@ -137,6 +138,8 @@ def help_text(words: Sequence[str]) -> str:
     verb = words[0]
     is_complete = ALL in words
     named = named_options(_with_named_help(words))
+    if BACKBONE in words:
+        return "\n".join(_backbone_section(named))
     only = [kind for kind in MODULES if f"--{kind}.help" in words]
     lines: list[str] = []
     if not only and verb in EXPERIMENTS:
@@ -190,6 +193,31 @@ def _class_section(kind: str, named: NamedOptions, verb: str, is_complete: bool)
         yield _one_line(f"--{kind} {source.name}", source.summary, CLASS_COLUMN)
     text = f"a {KINDS[kind]} of your own, in the file my_module.py"
     yield _one_line(f"--{kind} my_module.MyClass", text, CLASS_COLUMN)
+
+
+def _backbone_section(named: NamedOptions) -> Iterator[str]:
+    """Yield the options of the backbone of the named method, and the layers of a CNN."""
+    choice = named.classes.get("model")
+    options = choice.source.options() if choice is not None and choice.source is not None else []
+    backbone = next((option for option in options if option.name == "backbone"), None)
+    if backbone is None:
+        yield "name the method of the backbone with --config or --model, such as --model PatchCore"
+        return
+    yield f"backbone of {choice.name if choice else ''}"
+    yield from _option_lines("model.backbone", backbone.settings, named, True)
+    if not any(option.name == "layers" for option in backbone.settings):
+        return
+    from anomaly_clip.backbones.cnn_layers import list_layers  # takes some seconds
+
+    default = next(option.default for option in backbone.settings if option.name == "name")
+    name = str(named.values.get("model.backbone.name", default))
+    with user_errors():
+        layers = list_layers(name)
+    yield from ["", f"layers of {name}: stride in pixels, channels"]
+    for layer in layers:
+        yield f"  {layer.name:<{COLUMN}} {layer.stride:>4} {layer.channels:>6}"
+    if not layers:
+        yield "  none: it has no feature maps, so use a convolutional network, such as resnet18"
 
 
 def _experiment_sections(verb: str, named: NamedOptions, is_complete: bool) -> Iterator[str]:

@@ -5,6 +5,7 @@ import cv2
 from anomaly_clip.data.dataset import AnomalyData, Sample, SampleDataset, read_image, read_mask
 from anomaly_clip.data.demo import Demo
 from anomaly_clip.data.folder import ImageFolder
+from anomaly_clip.data.folder_writer import write_images
 from anomaly_clip.data.industrial import (
     BTAD,
     KSDD2,
@@ -42,6 +43,7 @@ __all__ = [
     "VisA",
     "read_image",
     "read_mask",
+    "write_images",
 ]
 
 # Data loaders fork their workers, and OpenCV's threads do not survive a fork: a worker that used
