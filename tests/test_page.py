@@ -392,7 +392,7 @@ def test_each_has_one_page_of_all_categories(mvtec_root: Path, tmp_path: Path) -
     words += ["--model.backbone.weights=random", "--model.image_size=32", "--data.num_workers=0"]
     words += ["--trainer.accelerator=cpu", f"--output.root={tmp_path / 'runs'}"]
     assert main(["each", *words]) == 0
-    run = tmp_path / "runs" / "padim" / "1-test"
+    run = tmp_path / "runs" / "padim" / "1-each"
     assert folders_on(run / PAGE, tmp_path) == []
     seen = read(run / PAGE)
     assert seen.texts["option"][1:] == ["bottle", "metal_nut"]
