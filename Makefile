@@ -71,7 +71,7 @@ newest: $(TOOLS)/.complete  ## run the tests with the newest versions of all dep
 
 audit: $(TOOLS)/.complete  ## look for weaknesses of the workflows and known vulnerabilities of the dependencies
 	@$(TOOLS)/bin/zizmor --offline --quiet .github
-	@$(TOOLS)/bin/uv pip compile --quiet --no-header --no-annotate --extra heif --python $(TOOLS)/bin/python pyproject.toml --output-file $(TOOLS)/audited.txt
+	@$(TOOLS)/bin/uv pip compile --quiet --no-header --no-annotate --extra all --python $(TOOLS)/bin/python pyproject.toml --output-file $(TOOLS)/audited.txt
 	@$(TOOLS)/bin/pip-audit --strict --disable-pip --no-deps --progress-spinner off --requirement $(TOOLS)/audited.txt
 
 dist: $(TOOLS)/.complete  ## build and check the files of a release, with an SBOM, in dist/

@@ -7,7 +7,7 @@ An HTML comment steers the block below it. Nobody who reads the rendered page se
     <!-- run: photos, new_photos -->      put folders of docs_fixtures.py into the page's
     <!-- first: anomaly_clip fit ... -->  run a command that the reader has run on another page
     <!-- not run: needs a network -->     skip the block; the reasons are those of ``REASONS``
-    <!-- exits: 3 -->                     exit code of the last command; default: 0
+    <!-- exits: 0, 3 -->                  exit codes of the commands; default: 0
     <!-- output -->                       the block is the output of the commands above it
     <!-- file: my_method.py -->           write the block to this file
 
@@ -35,6 +35,7 @@ REASONS = (
     "needs a network",
     "needs a foreign program",
     "takes hours",
+    "runs until it is stopped",
     "is a fragment",
 )
 """All reasons for which a block may stay untested."""

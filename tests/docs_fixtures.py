@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +52,12 @@ def good_photos(folder: Path) -> None:
         photograph(folder / "good_photos" / f"IMG_{number:04d}.JPG", number)
 
 
+def parts(folder: Path) -> None:
+    """``parts/good/``: 40 normal images."""
+    for number in range(800, 800 + NUM_GOOD):
+        photograph(folder / "parts" / "good" / f"IMG_{number:04d}.JPG", number)
+
+
 def more_good_photos(folder: Path) -> None:
     """``more_good_photos/``: 120 further normal images, enough for a rate of 1 %."""
     for number in range(400, 520):
@@ -78,16 +84,8 @@ def photo(folder: Path) -> None:
 
 
 def magnetic_tile(folder: Path) -> None:
-    """``magnetic_tile/``: grey tiles of two sizes, three kinds of them, with masks."""
-    rng = np.random.default_rng(2)
-    for kind in ("MT_Free", "MT_Blowhole", "MT_Crack"):
-        for number in range(3):
-            file = folder / "magnetic_tile" / kind / "Imgs" / f"exp{number}_{kind}.jpg"
-            noise(file, rng, "L")
-            mask = np.zeros((40, 48), np.uint8)
-            if kind != "MT_Free":
-                mask[8:20, 10:30] = 255
-            Image.fromarray(mask).save(file.with_suffix(".png"))
+    """``magnetic_tile/``: grey tiles in the layout of MVTec-AD."""
+    write_mvtec(folder / "magnetic_tile", ("magnetic_tile",), 4)
 
 
 def noise(file: Path, rng: np.random.Generator, mode: str = "RGB") -> None:
@@ -97,18 +95,22 @@ def noise(file: Path, rng: np.random.Generator, mode: str = "RGB") -> None:
 
 
 def mvtec(folder: Path) -> None:
-    """``mvtec_ad/``: bottle, metal_nut and screw in MVTec-AD's layout, 8 images to train."""
+    """``mvtec_ad/``: bottle, metal_nut and screw in MVTec-AD's layout, 24 images to train."""
+    write_mvtec(folder / "mvtec_ad", ("bottle", "metal_nut", "screw"), 24)
+
+
+def write_mvtec(root: Path, categories: Sequence[str], num_train: int) -> None:
+    """Write categories with training images, 2 normal test images and 2 with a scratch."""
     rng = np.random.default_rng(0)
-    for category in ("bottle", "metal_nut", "screw"):
-        root = folder / "mvtec_ad" / category
-        for number in range(8):
-            noise(root / "train" / "good" / f"{number:03d}.png", rng)
+    for category in categories:
+        for number in range(num_train):
+            noise(root / category / "train" / "good" / f"{number:03d}.png", rng)
         for number in range(2):
-            noise(root / "test" / "good" / f"{number:03d}.png", rng)
-            noise(root / "test" / "scratch" / f"{number:03d}.png", rng)
+            noise(root / category / "test" / "good" / f"{number:03d}.png", rng)
+            noise(root / category / "test" / "scratch" / f"{number:03d}.png", rng)
             mask = np.zeros((40, 48), np.uint8)
             mask[8:20, 10:30] = 255
-            file = root / "ground_truth" / "scratch" / f"{number:03d}_mask.png"
+            file = root / category / "ground_truth" / "scratch" / f"{number:03d}_mask.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(mask).save(file)
 
@@ -179,6 +181,7 @@ FIXTURES: dict[str, Callable[[Path], None]] = {
     "few_photos": few_photos,
     "good_photos": good_photos,
     "more_good_photos": more_good_photos,
+    "parts": parts,
     "new_photos": new_photos,
     "new": new,
     "magnetic_tile": magnetic_tile,

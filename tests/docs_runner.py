@@ -129,10 +129,10 @@ class PageRun:
             json.loads(text)
         elif block.has_commands:
             self.output = ""
-            expected = int(block.steering.get("exits", 0))
-            lines = block.lines
-            for number, line in enumerate(lines, start=1):
-                self.run_line(block, line, expected if number == len(lines) else 0)
+            codes = [int(code) for code in block.steering.get("exits", "0").split(",")]
+            codes += [0] * (len(block.lines) - len(codes))
+            for line, expected in zip(block.lines, codes, strict=True):
+                self.run_line(block, line, expected)
 
     def filled(self, text: str) -> str:
         """Replace ``/path/to/NAME`` by the folder of the page that has this name."""
@@ -140,7 +140,7 @@ class PageRun:
         def local(match: re.Match[str]) -> str:
             return match[1] if (self.folder / match[1]).exists() else match[0]
 
-        return re.sub(r"/path/to/([\w.]+)", local, text)
+        return re.sub(r"/(?:path/to|new/place/of)/([\w.]+)", local, text)
 
     def run_line(self, block: Block, line: str, expected: int) -> None:
         """Run a command and check its exit code."""

@@ -29,7 +29,7 @@ Set = Callable[..., None]
 """``setattr``, or that of a monkeypatch."""
 
 NUM_EPOCHS, NUM_BATCHES = 1, 3
-NUM_IMAGES = {"train": 8, "test": 3}
+NUM_IMAGES = {"train": 8, "test": 6}
 """Images of a category of the generated data set; those of the test per label."""
 
 
@@ -99,7 +99,7 @@ def small_demo(demo: ModuleType, replace: Set) -> None:
     def list_samples(self: Any, category: str, split: str) -> Iterator[Any]:
         samples = list(list_real(self, category, split))
         for label in (False, True):
-            yield from [s for s in samples if bool(s.label) is label][: NUM_IMAGES.get(split, 3)]
+            yield from [s for s in samples if bool(s.label) is label][: NUM_IMAGES.get(split, 6)]
 
     replace(demo.Demo, "list_samples", list_samples)
 

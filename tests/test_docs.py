@@ -147,7 +147,7 @@ TINY = ["--model.backbone.weights=random", "--model.image_size=32", "--trainer.a
 def test_the_example_method_works(example: Path) -> None:
     root = write_mvtec(example)
     assert main(["each", "--config=mean_cosine.yaml", f"--data.root={root}", *TINY]) == 0
-    assert (example / "runs" / "mean_cosine" / "1-test" / "metrics.json").is_file()
+    assert (example / "runs" / "mean_cosine" / "1-each" / "metrics.json").is_file()
     test = importlib.import_module("test_mean_cosine")
     test.test_maps_are_cosine_distances_to_the_mean()
 

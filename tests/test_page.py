@@ -151,7 +151,8 @@ def test_few_images_are_named(tmp_path: Path) -> None:
     few = {"cap": ([0.1, *[0.2] * 12], [0] + [1] * 12)}
     assert (
         "Only 1 normal image: the metrics are uncertain; the 95 % interval of image AUROC is "
-        "31.4 to 98.9" in read(write_page(make_run(tmp_path / "a", few))).texts["p"]
+        "31.4 to 98.9; all rankings are against this one normal image"
+        in read(write_page(make_run(tmp_path / "a", few))).texts["p"]
     )
     many = {"cap": ([0.1] * 10 + [0.2] * 10, [0] * 10 + [1] * 10)}
     assert "uncertain" not in " ".join(read(write_page(make_run(tmp_path / "b", many))).texts["p"])
@@ -391,7 +392,7 @@ def test_each_has_one_page_of_all_categories(mvtec_root: Path, tmp_path: Path) -
     words += ["--model.backbone.weights=random", "--model.image_size=32", "--data.num_workers=0"]
     words += ["--trainer.accelerator=cpu", f"--output.root={tmp_path / 'runs'}"]
     assert main(["each", *words]) == 0
-    run = tmp_path / "runs" / "padim" / "1-test"
+    run = tmp_path / "runs" / "padim" / "1-each"
     assert folders_on(run / PAGE, tmp_path) == []
     seen = read(run / PAGE)
     assert seen.texts["option"][1:] == ["bottle", "metal_nut"]

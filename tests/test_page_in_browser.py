@@ -108,6 +108,22 @@ def test_a_category_can_be_chosen(tmp_path: Path, chrome: Chrome) -> None:
     assert complaints(chrome) == []
 
 
+def test_heat_map_and_mask_are_shown_on_request(tmp_path: Path, chrome: Chrome) -> None:
+    run = make_run(tmp_path, TWO, pictures=2)
+    file = run / "gallery" / "gallery.json"
+    listed = json.loads(file.read_text())
+    for entry in listed["pictures"]:  # three panels of 48 pixels, with 4 between them
+        entry |= {"overlay": True, "mask": False, "panel": [48, 48], "scale": [0, 1]}
+    write_json(file, listed)
+    open_page(chrome, write_page(run))
+    sheet = chrome.find_element(By.CSS_SELECTOR, "#gallery .sheet")
+    front = sheet.size["width"] / sheet.size["height"]
+    assert front == pytest.approx(100 / 48, abs=0.02)
+    chrome.find_element(By.ID, "all-panels").click()
+    assert sheet.size["width"] / sheet.size["height"] == pytest.approx(152 / 48, abs=0.03)
+    assert complaints(chrome) == []
+
+
 def test_only_the_first_of_many_images_are_shown(tmp_path: Path, chrome: Chrome) -> None:
     many = {f"c{number}": ([0.1 * number, 0.9], [0, 1]) for number in range(9)}
     many["cap"] = ([0.1] * 8, [0] * 8)

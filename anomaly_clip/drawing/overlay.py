@@ -53,7 +53,8 @@ def blend(
 ) -> NDArray[np.uint8]:
     """Blend a heat map over an image, with the outline of the mask.
 
-    The opacity grows with the value, so that the image is unchanged at the lower end of the scale.
+    The opacity grows with the square of the value: the image is unchanged at the lower end of the
+    scale, and the highest values stand out.
 
     Args:
         image: RGB ``(H, W, 3)``; it is not changed.
@@ -68,7 +69,7 @@ def blend(
     values = _resized(anomaly_map, image.shape[:2])
     low, high = scale
     share = ((values - low) / (high - low if high > low else 1.0)).clip(0, 1)
-    opacity = (OPACITY * share)[..., None]
+    opacity = (OPACITY * share**2)[..., None]
     mixed = (1 - opacity) * image + opacity * heat_map(values, low, high)
     drawn = mixed.round().astype(np.uint8)
     if threshold is not None:

@@ -198,6 +198,8 @@ def _notes(files: RunFiles, metrics: MetricsView) -> list[str]:
             if metrics.mean_interval is not None:
                 ends = interval_text(metrics.mean_interval)
                 note += f"; the 95 % interval of image AUROC is {ends}"
+            if counts["normal"] == 1:
+                note += "; all rankings are against this one normal image"
             notes.append(note)
     return [printable(note) for note in notes]
 
