@@ -129,6 +129,12 @@ def example_files(*languages: str) -> list[str]:
     ]
 
 
+def test_the_files_of_the_pages_are_those_of_the_examples() -> None:
+    for code in example_files():
+        name, _, content = code.partition("\n")
+        assert text_of(ROOT / "examples" / name.removeprefix("# ")) == content
+
+
 @pytest.fixture
 def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Write the pages' files to a folder; make it importable and the working directory."""
