@@ -38,8 +38,10 @@ from anomaly_clip.results.warnings import DEMO_REMARK, RANDOM_WARNING
 __all__ = ["PromptEffect", "prompt_effects", "run_prompts"]
 
 
-SHORT_FORMS = ("--model.backbone.", "--model.prompts.", "--model.rvs.")
-SHORT_FORMS += ("--model.sigma", "--data.category")
+SHORT_FORMS = (
+    *("--model.backbone.", "--model.prompts.", "--model.rvs."),
+    *("--model.sigma", "--data.category"),
+)
 """Options of experiments that this verb has without the section; both forms are accepted."""
 
 
