@@ -226,6 +226,8 @@ def _answer(words: list[str]) -> int:
     if words[0] == "--version":
         print(f"anomaly_clip {__version__}")
         return 0
+    if words[0] in ("--complete", "--print_completion"):
+        return _completion(words)
     verb = words[0]
     if verb not in VERBS:
         return _complain(_unknown_verb(verb))
@@ -256,6 +258,23 @@ def _answer(words: list[str]) -> int:
         if with_traceback or (isinstance(error, OSError) and is_of_users_code(error, trace)):
             raise
         return _complain(str(error) if isinstance(error, UserError) else explain(error))
+
+
+def _completion(words: list[str]) -> int:
+    """Print the script of a shell, or the words that the script asks for."""
+    from anomaly_clip.commands.completion import complete, completion_script
+    from anomaly_clip.errors import UserError
+
+    if words[0] == "--complete":
+        place, *line = words[1:] or ["0"]
+        answers = complete(int(place), line, list(VERBS)) if place.isdecimal() else []
+        print("\n".join(answers), end="\n" if answers else "")
+        return 0
+    try:
+        print(completion_script("".join(words[1:2])))
+    except UserError as error:
+        return _complain(str(error))
+    return 0
 
 
 def _help_of_verb(words: list[str]) -> int:
@@ -289,6 +308,7 @@ verbs:
   anomaly_clip VERB --help        show all options of a verb
   anomaly_clip --version          show the version
   --traceback                     show the traceback of an error
+  --print_completion SHELL        print the completion script of bash, zsh or fish
 
 examples:
   anomaly_clip test --config sdp --data.root /data/mvtec_ad

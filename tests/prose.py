@@ -3,13 +3,14 @@
     python tests/prose.py              check every tracked file; exit code 1 if anything is found
     python tests/prose.py PATH ...     check these files and folders only
 
-Three rules, each with its reason:
+Four rules, each with its reason:
 
 - The first line of a docstring is a noun phrase or an imperative. "What the line begins with" makes
   a reader search for the verb; "Prefix of the line" does not.
 - Prose uses the field's word: metrics rather than figures, images rather than pictures, prompts
   rather than sentences. Readers grep for the word they know. ``WORDS`` lists what to write instead.
 - A local name says what it holds. ``found`` and ``one`` hold anything.
+- No text keeps the markers of an unfinished merge: a page renders with them, and nothing fails.
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ WORDS = {
     r"is said (?:of|instead|where|when)": "text, message, label",
 }
 """Regular expressions of words to avoid in prose, and what to write instead."""
+
+CONFLICT = re.compile(r"^(?:<{7}|>{7}|={7}$)", re.MULTILINE)
+"""Lines that git writes where two branches differ."""
 
 CODE = re.compile(r"`+[^`\n]+`+|--[a-z_.]+|^ *(?:>>>|\.\.\.) .*$", re.MULTILINE)
 """Names in back quotes, command-line options and doctests, which are not checked."""
@@ -151,7 +155,10 @@ def _stored_name(node: ast.AST) -> str | None:
 
 
 def check_text(path: Path, source: str) -> Iterator[Finding]:
-    """Check a text file except the code between back quotes."""
+    """Check a text file: words except in code, and the markers of a merge everywhere."""
+    for match in CONFLICT.finditer(source):
+        line = 1 + source.count("\n", 0, match.start())
+        yield Finding(path, line, f"{match[0]!r} marks a conflict of a merge: resolve it")
     for offset, message in words_in(without_code(source)):
         yield Finding(path, 1 + offset, message)
 

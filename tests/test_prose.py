@@ -57,6 +57,13 @@ def test_code_in_texts_passes() -> None:
     assert finding.line == 2
 
 
+def test_markers_of_a_merge_are_reported_in_code_blocks_too() -> None:
+    page = "```\n<<<<<<< HEAD\nrun a\n=======\nrun b\n>>>>>>> main\n```\n\n========\n"
+    findings = check_text(Path("a.md"), page)
+    assert [finding.line for finding in findings] == [2, 4, 6]
+    assert all("resolve it" in finding.message for finding in findings)
+
+
 def test_exit_code_and_paths(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

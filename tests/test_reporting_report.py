@@ -47,11 +47,11 @@ def test_rows_are_those_of_the_csv_file(runs: list[Path], tmp_path: Path) -> Non
     table = anomaly_clip.report(*runs, csv=tmp_path / "t.csv")
     rows = table.rows
     assert [(row["category"], row["run"]) for row in rows] == [
-        (category, str(run)) for category in ("cap", "nut", "mean") for run in runs
+        (category, str(run)) for category in ("cap", "nut", "mean") for run in (*runs, "B - A")
     ]
     assert rows[0]["image_auroc"] == 0.875
     assert rows[0]["pixel_pro"] is None
-    assert len(table) == 6 == len(rows_of(tmp_path / "t.csv"))
+    assert len(table) == 9 == len(rows_of(tmp_path / "t.csv"))
     assert list(rows[0]) == table.columns
 
 

@@ -103,6 +103,10 @@ def test_a_checkpoint_names_its_method(place: str, tmp_path: Path) -> None:
     )
     text = help_text(["test", "--ckpt_path", str(tmp_path / place), "--help"])
     assert "--model.sigma  float, configured: 5.5" in text
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "3-fit").symlink_to(tmp_path)
+    short = ["test", "--ckpt_path", str(tmp_path / "runs" / "3"), "--help"]
+    assert "--model.sigma  float, configured: 5.5" in help_text(short)
     (tmp_path / "config-fit.yaml").write_text("model: [")
     assert "--model PatchCore" in help_text(["test", "--ckpt_path", str(tmp_path), "--help"])
 

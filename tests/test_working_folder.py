@@ -170,7 +170,7 @@ def test_a_method_and_data_of_the_folder_run_in_several_processes(folder: Path) 
         'from anomaly_clip.data import ImageFolder\nclass Photos(ImageFolder):\n    """Photos."""\n'
     )
     rng = np.random.default_rng(0)
-    for number in range(6):
+    for number in range(16):
         for kind in ("good", "bad"):
             pixels = rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)
             save_picture(folder / "photos" / kind / f"{number}.png", pixels)
@@ -178,7 +178,9 @@ def test_a_method_and_data_of_the_folder_run_in_several_processes(folder: Path) 
     (folder / "bin").mkdir()
     program = folder / "bin" / "command.py"
     program.write_text(code.replace("; ", "\n"))
-    options = "--model wf_method.Mine --data wf_data.Photos --data.root photos"
+    options = (
+        "--model wf_method.Mine --data wf_data.Photos --data.root photos --data.test_share 0.5"
+    )
     processes = "--trainer.accelerator cpu --trainer.strategy ddp --trainer.devices 2"
     words = ["each", *options.split(), *processes.split()]
     done = subprocess.run(

@@ -49,7 +49,7 @@ from anomaly_clip.commands.fit_calibration import (
 from anomaly_clip.commands.foreign_code import check_found_config, class_in_config
 from anomaly_clip.commands.interruption import advise, stop_if_interrupted
 from anomaly_clip.commands.last_step import LastStep, last_checkpoint
-from anomaly_clip.commands.library_messages import quieten
+from anomaly_clip.commands.library_messages import quieten, summary_options
 from anomaly_clip.commands.option_parser import OptionParser
 from anomaly_clip.commands.process_failure import report_once
 from anomaly_clip.commands.saved_settings import are_equal, comparable, take_activation
@@ -266,9 +266,8 @@ class ExperimentCLI(LightningCLI):
         writer.verb = self.run_verb or verb
         writer.config = self._parser(verb).dump(config, skip_none=False)
         writer.sources = f"{', '.join(files) or 'no file'} + {self._num_overrides} overrides"
-        seed = config["seed_everything"]
         writer.resumed = config.get("ckpt_path") is not None
-        writer.seed = None if seed is False else seed
+        writer.seed = None if config["seed_everything"] is False else config["seed_everything"]
         writer.calibration = self._get(self.config_init, "calibration")
         if config["trainer"]["logger"] is None:
             kwargs["logger"] = RunLogger(writer, verb) if verb != "predict" else False
@@ -285,7 +284,7 @@ class ExperimentCLI(LightningCLI):
             statistics = BatchNormStatistics(config["trainer"]["sync_batchnorm"])
             callbacks += [FiniteValues(), statistics]
         callbacks.append(LastStep())
-        kwargs["callbacks"] = callbacks
+        kwargs |= {"callbacks": callbacks, **summary_options(config["trainer"], callbacks)}
         if verb != "fit":  # nothing is saved, whatever the configuration of the fit requests
             warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need.*")
             kwargs["enable_checkpointing"] = False

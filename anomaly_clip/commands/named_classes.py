@@ -17,6 +17,7 @@ from anomaly_clip.commands.source_options import ClassSource, find_class
 from anomaly_clip.commands.yaml_text import read_yaml_text
 from anomaly_clip.documents import load_yaml
 from anomaly_clip.errors import UserError
+from anomaly_clip.results.folder import find_run
 
 __all__ = ["MODULES", "NamedClass", "NamedOptions", "named_options", "option_pairs"]
 
@@ -111,7 +112,7 @@ def _config_of_fit(checkpoint: str | None) -> list[Path]:
     """Return the configuration of the fit that wrote a checkpoint, if it is next to it."""
     if checkpoint is None:
         return []
-    path = Path(checkpoint).expanduser()
+    path = find_run(Path(checkpoint).expanduser())
     folders = [path] if path.is_dir() else list(path.resolve().parents)[:2]
     return [f / "config-fit.yaml" for f in folders if (f / "config-fit.yaml").is_file()][:1]
 

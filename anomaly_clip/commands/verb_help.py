@@ -23,7 +23,15 @@ from anomaly_clip.commands.source_options import (
 )
 from anomaly_clip.errors import suggest, user_errors
 
-__all__ = ["asks_for_help", "help_text", "show_help"]
+__all__ = [
+    "ALL",
+    "SECTIONS",
+    "asks_for_help",
+    "help_text",
+    "plain_options",
+    "shared_options",
+    "show_help",
+]
 
 WIDTH = 80
 """Columns of a line."""
@@ -77,6 +85,7 @@ COMMON = {
     "--print_config": "print the complete configuration, and exit",
     "--traceback": "show the traceback of an error",
 }
+CALIBRATE = "--calibrate true", "hold normal images out of the fit, and calibrate on them"
 NOT_OF_USERS = (
     "ckpt_path",
     "model",
@@ -220,35 +229,58 @@ def _backbone_section(named: NamedOptions) -> Iterator[str]:
         yield "  none: it has no feature maps, so use a convolutional network, such as resnet18"
 
 
+def shared_options(verb: str) -> dict[str, list[SourceOption]]:
+    """Return the options of an experiment that do not depend on method and data, by section.
+
+    Args:
+        verb: The verb; one that runs no experiment has none.
+    """
+    if verb not in (*EXPERIMENTS, "compare"):
+        return {}
+    settings = _options("anomaly_clip.decisions.settings.CalibrationSettings")
+    unused = UNUSED.get(verb, ())
+    return {
+        "output": _options("anomaly_clip.recording.writer.RunWriter"),
+        "calibration": [o for o in settings if f"calibration.{o.name}" not in unused],
+        "trainer": _options("lightning.pytorch.trainer.trainer.Trainer"),
+    }
+
+
+def plain_options(verb: str) -> dict[str, str]:
+    """Return the options of an experiment without a section, as typed, and their texts.
+
+    Args:
+        verb: The verb; one that runs no experiment has none.
+    """
+    if verb not in (*EXPERIMENTS, "compare"):
+        return {}
+    several = verb in ("each", "compare")
+    return {
+        option: text for option, text in COMMON.items() if not (several and "ckpt_path" in option)
+    }
+
+
 def _experiment_sections(verb: str, named: NamedOptions, is_complete: bool) -> Iterator[str]:
     """Yield the options that do not depend on the method and the data set."""
     is_brief = bool(named.classes) and not is_complete
+    shared = shared_options(verb)
     yield from ["", "output"]
-    writer = _options("anomaly_clip.recording.writer.RunWriter")
-    yield from _option_lines("output", writer, named, is_complete, is_brief)
+    yield from _option_lines("output", shared["output"], named, is_complete, is_brief)
     yield from ["", "calibration and decisions"]
     step = STEPS.get(verb, verb)
-    if step == "fit":
-        text = "hold normal images out of the fit, and calibrate on them"
-        yield _one_line("--calibrate true", text)
-    settings = _options("anomaly_clip.decisions.settings.CalibrationSettings")
-    unused = UNUSED.get(verb, ())
-    used = [option for option in settings if f"calibration.{option.name}" not in unused]
-    yield from _option_lines("calibration", used, named, is_complete, is_brief)
+    if step in ("fit", "compare"):
+        yield _one_line(*CALIBRATE)
+    yield from _option_lines("calibration", shared["calibration"], named, is_complete, is_brief)
     yield from ["", "configuration, checkpoint, seed"]
-    for option, text in COMMON.items():
-        if not (verb in ("each", "compare") and "ckpt_path" in option):
-            yield _one_line(option, text)
+    yield from (_one_line(option, text) for option, text in plain_options(verb).items())
     trainer = find_class("lightning.pytorch.trainer.trainer.Trainer")
-    if trainer is None:
-        return
-    if is_complete:
+    if is_complete and trainer is not None:
         steps = [o for o in trainer.arguments(step) if o.name not in NOT_OF_USERS]
         yield from (_one_line(f"--{option.name}", _first(option.help)) for option in steps)
         yield from ["", "trainer (Lightning)"]
     else:
         yield from ["", f"trainer (Lightning); full texts: anomaly_clip {verb} {ALL}"]
-    yield from _option_lines("trainer", trainer.options(), named, is_complete, not is_complete)
+    yield from _option_lines("trainer", shared["trainer"], named, is_complete, not is_complete)
 
 
 def _options(name: str) -> list[SourceOption]:

@@ -14,6 +14,7 @@ from anomaly_clip.errors import UserError
 from anomaly_clip.metrics.classification import CLASS_METRICS
 from anomaly_clip.metrics.evaluator import METRICS
 from anomaly_clip.reporting.metrics_table import heading, marked_percent
+from anomaly_clip.reporting.option_differences import OptionDifference, differing_options
 from anomaly_clip.reporting.protocol_text import LABELS, value_text
 from anomaly_clip.reporting.table import ReportTable, TableLine, TableNote, has_mark
 from anomaly_clip.results.finished_run import FinishedRun, printable
@@ -32,6 +33,12 @@ __all__ = [
 
 PRINTED_METRICS = ("image_auroc", "pixel_auroc", *CLASS_METRICS)
 """Metrics printed for several runs, if available. A single run's table and the files have all."""
+MAX_OPTIONS, MAX_LABELS = 12, 2
+"""Maximum number of differing options above a table, and in the headings of its columns."""
+LONGEST_LABEL = 16
+"""Characters of the longest value in the heading of a column."""
+DIFFERENCE = "B - A"
+"""Heading and name of the difference of two runs."""
 MAX_NAMES = 3
 """Maximum number of names listed in a message."""
 
@@ -59,32 +66,46 @@ def compare_runs(runs: Sequence[FinishedRun]) -> ComparisonTable:
     categories = _common_categories(runs)
     runs_by_letter = label_runs(runs)
     metrics = _in_order({metric for run in runs for metric in run.metrics})
-    columns = [
-        (metric, letter, run) for metric in metrics for letter, run in runs_by_letter.items()
-    ]
+    differing = differing_options(runs)
+    columns: list[tuple[str, str, FinishedRun | None]] = []
+    for metric in metrics:
+        columns += [(metric, letter, run) for letter, run in runs_by_letter.items()]
+        columns += [(metric, DIFFERENCE, None)] if len(runs) == 2 else []
     ranked_by = next((metric for metric in metrics if _has_any(runs[0], metric)), metrics[0])
     lines = [
         TableLine(
             (
                 printable(category),
-                *(_category_cell(run, metric, category) for metric, _, run in columns),
+                *(
+                    _difference_cell(runs, metric, category)
+                    if run is None
+                    else _category_cell(run, metric, category)
+                    for metric, _, run in columns
+                ),
             ),
             "category",
             rank=_value(runs[0], ranked_by, category),
         )
         for category in categories
     ]
-    means = (_mean_cell(run, metric) for metric, _, run in columns)
+    means = (
+        _difference_cell(runs, metric, None) if run is None else _mean_cell(run, metric)
+        for metric, _, run in columns
+    )
     lines.append(TableLine(("mean", *means), "mean"))
     printed = [n for n, (metric, _, _) in enumerate(columns, start=1) if metric in PRINTED_METRICS]
     number = f"{len(categories)} {'category' if len(categories) == 1 else 'categories'}"
     headings = (
-        column_heading(metric, _column_label(runs_by_letter, letter))
+        column_heading(metric, _column_label(runs_by_letter, letter, differing))
         for metric, letter, _ in columns
     )
     table = ReportTable(
         title=f"{_methods_and_data(runs)}: {number}, percent",
-        notes=[*run_warnings(runs_by_letter), *mark_notes(lines, num_names=1)],
+        notes=[
+            *_option_notes(differing, list(runs_by_letter)),
+            *run_warnings(runs_by_letter),
+            *mark_notes(lines, num_names=1),
+        ],
         headings=["category", *headings],
         lines=lines,
         legend=run_legend(runs_by_letter),
@@ -155,10 +176,55 @@ def _mean_cell(run: FinishedRun, metric: str) -> str:
     return _marked(run, metric, "mean", value)
 
 
+def _difference(runs: Sequence[FinishedRun], metric: str, category: str | None) -> float | None:
+    """Return a metric of the second run minus that of the first; None if either is undefined.
+
+    Args:
+        runs: Two runs.
+        metric: The metric.
+        category: The category; None: the mean.
+    """
+    first, second = (
+        run.mean(metric, run.expected)[0] if category is None else _value(run, metric, category)
+        for run in runs
+    )
+    return None if first is None or second is None else second - first
+
+
+def _difference_cell(runs: Sequence[FinishedRun], metric: str, category: str | None) -> str:
+    """Return a difference in percentage points, marked if a metric has wide bounds."""
+    difference = _difference(runs, metric, category)
+    row = "mean" if category is None else category
+    is_uncertain = any(metric in run.uncertain.get(row, ()) for run in runs)
+    if difference is None:
+        return "–"
+    return f"{MARK if is_uncertain else ''}{100 * difference:+.1f}"
+
+
+def _option_notes(differing: Sequence[OptionDifference], letters: Sequence[str]) -> list[TableNote]:
+    """Return a line per option that differs."""
+    notes = [
+        TableNote(
+            f"{name}: "
+            + " | ".join(f"{letter} {value}" for letter, value in zip(letters, values, strict=True))
+        )
+        for name, values in differing[:MAX_OPTIONS]
+    ]
+    if len(differing) > MAX_OPTIONS:
+        more = ", ".join(option.name for option in differing[MAX_OPTIONS:])
+        notes.append(TableNote(f"other options that differ: {more}"))
+    return notes
+
+
 def _data_rows(
     runs: Sequence[FinishedRun], categories: Sequence[str], metrics: Sequence[str]
 ) -> TableRows:
     rows: list[list[object]] = []
+    differing = differing_options(runs)
+    settings = {
+        run.label: [(option.name, option.values[n]) for option in differing]
+        for n, run in enumerate(runs)
+    }
     for category in [*categories, None]:
         for run in runs:
             if category is not None:
@@ -182,9 +248,15 @@ def _data_rows(
             name = "mean" if category is None else printable(category)
             origin = [printable(part) for part in (run.method, run.data, run.backbone)]
             note = "; ".join([*notes, *(tag.long for tag in run.tags)])
-            rows.append([name, run.label, *origin, run.weights, *values, note])
+            options = "; ".join(f"{option} {value}" for option, value in settings[run.label])
+            more = [options] if len(runs) > 1 else []
+            rows.append([name, run.label, *origin, run.weights, *values, note, *more])
+        if len(runs) == 2:
+            values = [_difference(runs, metric, category) for metric in metrics]
+            name = "mean" if category is None else printable(category)
+            rows.append([name, DIFFERENCE, *[""] * 4, *values, "", ""])
     header = ["category", "run", "method", "data", "backbone", "weights", *metrics, "note"]
-    return TableRows(header, rows)
+    return TableRows([*header, "options"] if len(runs) > 1 else header, rows)
 
 
 def _in_order(names: set[str]) -> list[str]:
@@ -201,12 +273,31 @@ def label_runs(runs: Sequence[FinishedRun]) -> dict[str, FinishedRun]:
     return dict(zip(names, runs, strict=False))
 
 
-def _column_label(runs_by_letter: Mapping[str, FinishedRun], letter: str) -> str:
-    """Return the letter and warnings for a run's column heading, or nothing for a single run."""
-    if len(runs_by_letter) == 1:
-        return ""
+def _column_label(
+    runs_by_letter: Mapping[str, FinishedRun],
+    letter: str,
+    differing: Sequence[OptionDifference] = (),
+) -> str:
+    """Return the letter of a run, what differs, and warnings; nothing for a single run.
+
+    Args:
+        runs_by_letter: All runs.
+        letter: The letter of the run, or the heading of the difference of two runs.
+        differing: Options that differ; several are not repeated in each column.
+    """
+    if len(runs_by_letter) == 1 or letter not in runs_by_letter:
+        return letter if letter == DIFFERENCE else ""
+    place = list(runs_by_letter).index(letter)
+    labels = [option.values[place] for option in differing]
+    if len(labels) > MAX_LABELS:
+        labels = []
     tags = [tag.short for tag in runs_by_letter[letter].tags]
-    return "\n".join([letter, *tags])
+    return "\n".join([letter, *map(_shortened, labels), *tags])
+
+
+def _shortened(text: str) -> str:
+    """Return the end of a long value, which of a path is the name of the file."""
+    return text if len(text) <= LONGEST_LABEL else f"...{text[3 - LONGEST_LABEL :]}"
 
 
 def run_warnings(runs_by_letter: Mapping[str, FinishedRun]) -> list[TableNote]:
