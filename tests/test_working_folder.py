@@ -100,8 +100,16 @@ def test_names_of_others_are_not_imported(folder: Path) -> None:
 def test_a_library_is_not_replaced(folder: Path) -> None:
     for name in ("torch", "json", "xmlrpc"):
         (folder / f"{name}.py").write_text("raise SystemExit")
-    import_named_classes(["fit", "--model", "torch.nn.Linear", "--data", "xmlrpc.Mine"])
+    import_named_classes(["fit", "--model", "torch.nn.Linear", "--data", "xmlrpc.client.Fault"])
     assert "json" in importlib.import_module("json").__file__  # type: ignore[operator]
+
+
+def test_a_file_with_the_name_of_an_installed_module(folder: Path) -> None:
+    for module in ("colorsys", "json"):  # not loaded, or loaded
+        (folder / f"{module}.py").write_text("class Mine: ...")
+        with pytest.raises(UserError, match=f"{module}.py in this folder is not imported.*rename"):
+            import_named_classes(["fit", "--model", f"{module}.Mine"])
+    import_named_classes(["fit", "--model", "json.JSONDecoder"])  # of the library
 
 
 def test_errors_of_the_module_keep_their_traceback() -> None:
