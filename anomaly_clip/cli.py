@@ -145,7 +145,7 @@ def _any_text_printed() -> Iterator[None]:
 def _short_warnings() -> Iterator[None]:
     """Show warnings of this package as one line, without the place in its code."""
     long = warnings.formatwarning
-    package = str(Path(__file__).parent)
+    package = Path(__file__).parent
 
     def short(
         message: Warning | str,
@@ -154,7 +154,7 @@ def _short_warnings() -> Iterator[None]:
         lineno: int,
         line: str | None = None,
     ) -> str:
-        if filename.startswith(package):
+        if Path(filename).is_relative_to(package):
             return f"anomaly_clip: warning: {message}\n"
         return long(message, category, filename, lineno, line)
 

@@ -38,6 +38,8 @@ __all__ = [
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors of a disk, a quota or a limit on the size of files that is full."""
 CONSTRUCTORS = ("__init__", "__post_init__")
+INSTALLED = frozenset(("site-packages", "dist-packages"))
+"""Names of the folders that pip and Linux distributions install libraries into."""
 MAX_MESSAGE = 600
 """Characters of the longest message that is printed; a value in it may be of any length."""
 
@@ -247,9 +249,15 @@ def suggest(word: str, choices: Iterable[str]) -> str:
 
 
 def _is_users_file(file: str) -> bool:
-    paths = sysconfig.get_paths()
-    ours = (str(Path(__file__).parent), *(paths[n] for n in ("stdlib", "purelib", "platlib")))
-    return not file.startswith((*ours, "<"))
+    """Return whether a file is neither of this package, nor of Python, nor installed anywhere.
+
+    Libraries may lie outside this environment's folders, as after ``pip install --user``.
+    """
+    path, paths = Path(file), sysconfig.get_paths()
+    if file.startswith("<") or not INSTALLED.isdisjoint(path.parts):
+        return False
+    ours = [Path(__file__).parent, *(Path(paths[n]) for n in ("stdlib", "purelib", "platlib"))]
+    return not any(path.is_relative_to(folder) for folder in ours)
 
 
 def _is_full(error: BaseException) -> bool:
@@ -258,13 +266,13 @@ def _is_full(error: BaseException) -> bool:
 
 def _raised_here(error: BaseException) -> BaseException | None:
     """Return the earliest exception in the chain of causes that this package raised itself."""
-    package = str(Path(__file__).parent)
+    package = Path(__file__).parent
     package_error = None
     for seen in _chain(error):
         trace = seen.__traceback__
         while trace is not None and trace.tb_next is not None:
             trace = trace.tb_next
-        if trace is not None and trace.tb_frame.f_code.co_filename.startswith(package):
+        if trace is not None and Path(trace.tb_frame.f_code.co_filename).is_relative_to(package):
             package_error = seen
     return package_error
 

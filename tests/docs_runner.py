@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import docs_fixtures
@@ -166,9 +167,14 @@ class PageRun:
             )
 
     def in_process(self, line: str, target: str) -> tuple[int, str]:
-        """Run ``anomaly_clip`` here; its output goes to a file if the line says so."""
+        """Run ``anomaly_clip`` here; its output goes to a file if the line says so.
+
+        As in a process of its own, nothing is imported that an earlier line has imported from the
+        reader's folder, nor is the folder on the path of modules.
+        """
         words = shlex.split(line, comments=True)
-        with pytest.MonkeyPatch.context() as patch:
+        with pytest.MonkeyPatch.context() as patch, fresh_modules(self.folder):
+            patch.setattr(sys, "path", [p for p in sys.path if p != str(self.folder)])
             while words[0] != "anomaly_clip":
                 name, _, value = words.pop(0).partition("=")
                 if name == "PYTHONPATH":
@@ -243,7 +249,25 @@ def own_modules(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        for name, module in list(sys.modules.items()):
-            file = getattr(module, "__file__", None)
-            if file and Path(file).is_relative_to(folder):
-                del sys.modules[name]
+        _forget(folder)
+
+
+@contextlib.contextmanager
+def fresh_modules(folder: Path) -> Iterator[None]:
+    """Begin without the modules of a folder; restore them, and forget those imported since."""
+    earlier = _forget(folder)
+    try:
+        yield
+    finally:
+        _forget(folder)
+        sys.modules.update(earlier)
+
+
+def _forget(folder: Path) -> dict[str, ModuleType]:
+    """Remove the modules of a folder from those imported, and return them."""
+    removed = {}
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if file and Path(file).is_relative_to(folder):
+            removed[name] = sys.modules.pop(name)
+    return removed

@@ -81,6 +81,19 @@ def test_the_last_message_of_a_subprocess_is_the_error(
     batch._run_apart([sys.executable, "-c", code])
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 always searches it")
+def test_a_file_of_the_working_folder_does_not_replace_a_library_in_a_process_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit(2)")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    assert batch._run_apart([sys.executable, "-c", "import json"]) == 0
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])  # as in this process
+    with pytest.raises(UserError):
+        batch._run_apart([sys.executable, "-c", "import json"])
+
+
 def test_a_run_ends_with_the_command_that_started_it(tmp_path: Path) -> None:
     """SIGKILL cannot be passed on, so the processes of the run find out themselves."""
     code = f"import os, sys; sys.exit(2 * (os.environ['{PARENT}'] != str(os.getppid())))"

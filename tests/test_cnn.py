@@ -146,6 +146,7 @@ def test_a_corrupt_download_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(WeightsEnum, "get_state_dict", broken)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     with pytest.raises(ValueError, match=r"download of resnet18-f37072fd.pth is corrupt \(.*\)"):
         CNNBackbone(layers=["layer1"])
 
@@ -170,9 +171,21 @@ def test_without_network_the_error_names_ways_out(
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr("torch.hub.download_url_to_file", refuse)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     with pytest.raises(
         FileNotFoundError, match=r"cannot be downloaded \(no network\); copy the file"
     ):
+        CNNBackbone()
+
+
+def test_offline_mode_asks_for_no_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError("a download was tried")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr("torch.hub.download_url_to_file", forbidden)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(FileNotFoundError, match=r"\(offline mode is set\); copy the file"):
         CNNBackbone()
 
 

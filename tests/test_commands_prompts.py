@@ -67,8 +67,8 @@ def test_the_command(
     tmp_path: Path, tiny_clip_config: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     image = save_picture(tmp_path / "photo.png")
-    words = ["prompts", "--category", "nut [M3]", "--backbone.name", tiny_clip_config]
-    words += ["--backbone.pretrained", "random", "--rvs.method", "mean", "--top", "2"]
+    words = ["prompts", "--data.category", "nut [M3]", f"--model.backbone.name={tiny_clip_config}"]
+    words += ["--model.backbone.pretrained", "random", "--rvs.method", "mean", "--top", "2"]
     words += ["--prompts.states_normal", '["{}", "good {}"]']
     words += ["--prompts.states_abnormal", '["bad {}"]']
     file = tmp_path / "words.csv"

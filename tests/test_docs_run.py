@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,40 @@ def test_a_small_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert page_run.output == "4\n"
     assert len(page_run.seconds) == 6
     assert (page_run.folder / "photo.jpg").is_file()
+
+
+IMPORTING = """\
+```python
+# my_value.py
+value = 3
+```
+```python
+import my_value
+```
+```
+anomaly_clip check --data Demo
+```
+```python
+import sys
+
+print(sys.modules["my_value"] is my_value)
+```
+"""
+
+
+def test_a_command_does_not_see_what_the_page_has_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+
+    def main(words: list[str]) -> int:
+        seen.append("my_value" in sys.modules or str(tmp_path / "page") in sys.path)
+        return 0
+
+    monkeypatch.setattr("docs_runner.main", main)
+    page_run = run(page_of(tmp_path, IMPORTING, monkeypatch), tmp_path, monkeypatch)
+    assert seen == [False]
+    assert page_run.output == "True\n"
 
 
 @pytest.mark.parametrize(

@@ -239,6 +239,24 @@ def test_errors_of_a_users_own_code_keep_their_traceback(
         own_class().score(kind)
 
 
+def raised_in(file: str) -> None:
+    with user_errors():
+        exec(compile("int('x')", file, "exec"))
+
+
+@pytest.mark.parametrize(
+    "folder", ["/home/me/.local/lib/python3.11/site-packages", "/usr/lib/python3/dist-packages"]
+)
+def test_libraries_outside_this_environment_are_no_code_of_the_user(folder: str) -> None:
+    with pytest.raises(UserError, match="invalid literal"):
+        raised_in(f"{folder}/jsonargparse/_core.py")
+
+
+def test_a_folder_next_to_the_package_with_a_longer_name_is_the_users() -> None:
+    with pytest.raises(ValueError, match="invalid literal"):
+        raised_in(f"{Path(anomaly_clip.__file__).parent}_plugins/mine.py")
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from lightning.pytorch.callbacks import ModelSummary, RichModelSummary
 from PIL import Image
 
 import anomaly_clip.methods
 from anomaly_clip.backbones.surgery import check_stages
 from anomaly_clip.cli import main
 from anomaly_clip.commands.experiment import arrange, class_of_checkpoint, known_options
+from anomaly_clip.commands.library_messages import summary_options
 from anomaly_clip.errors import UserError
 from anomaly_clip.testing.processes import run_command
 
@@ -473,3 +475,19 @@ def test_options_of_all_verbs_are_known() -> None:
     options = known_options()
     assert {"--config", "--data", "--output.maps", "--trainer.max_epochs"} <= set(options)
     assert len(set(options)) == len(options)
+
+
+@pytest.mark.parametrize(
+    ("configured", "callbacks", "expected"),
+    [
+        (None, [], {"enable_model_summary": False}),
+        (True, [], {}),
+        (False, [], {}),
+        (None, [ModelSummary()], {}),
+        (None, [RichModelSummary()], {}),
+    ],
+)
+def test_the_model_summary_is_off_unless_requested(
+    configured: bool | None, callbacks: list[object], expected: dict[str, bool]
+) -> None:
+    assert summary_options({"enable_model_summary": configured}, callbacks) == expected

@@ -82,6 +82,14 @@ def test_a_tree_without_labels(tmp_path: Path) -> None:
     ]
 
 
+def test_a_root_that_is_itself_called_good(tmp_path: Path) -> None:
+    write(tmp_path, "Good/a.png")
+    form = read(tmp_path / "Good")
+    assert form.remarks == [
+        "1 image without labels, because Good is the folder itself, not one in it"
+    ]
+
+
 MASK_PLACES = [
     ("ground_truth/cut/a_mask.png", "ground_truth/cut/b_mask.png"),
     ("ground_truth/cut/a.png", "ground_truth/cut/b.png"),

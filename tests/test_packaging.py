@@ -207,6 +207,16 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     return Built(tmp_path_factory.mktemp("dist"))
 
 
+def test_the_files_of_a_release_have_metadata_that_the_index_accepts() -> None:
+    """A newer version than twine knows ends an upload, after the tag is public."""
+    from hatchling.builders.sdist import SdistBuilder
+
+    for builder in (hatchling.WheelBuilder(str(ROOT)), SdistBuilder(str(ROOT))):
+        assert builder.config.core_metadata_constructor(builder.metadata).startswith(
+            "Metadata-Version: 2.4\n"
+        )
+
+
 @pytest.mark.slow
 def test_wheel_and_sdist_have_the_files_of_the_checkout(built: Built) -> None:
     files = content(built.wheel)

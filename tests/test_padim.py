@@ -156,8 +156,13 @@ def seven_bottles(mvtec_root: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_fit_and_test_from_the_checkpoint_alone(seven_bottles: Path, tmp_path: Path) -> None:
+def test_fit_and_test_from_the_checkpoint_alone(
+    seven_bottles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(words("fit", seven_bottles, tmp_path / "runs", *ONE)) == 0
+    printed = "".join(capsys.readouterr())
+    assert "fit PaDiM" in printed
+    assert "params" not in printed  # Lightning's summary means nothing of a single pass
     [checkpoint] = (tmp_path / "runs" / "PaDiM" / "1-fit" / "checkpoints").iterdir()
     kept = torch.load(checkpoint, weights_only=True)["state_dict"]
     assert {name: tuple(value.shape) for name, value in kept.items()} == {

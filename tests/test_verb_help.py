@@ -80,17 +80,18 @@ def test_a_wrong_class_is_shown_with_the_choices() -> None:
 
 
 @pytest.mark.parametrize("content", [None, "model: [", "- 1", ""])
+@pytest.mark.parametrize("name", ["bad", "bad.yaml"])
 def test_a_bad_configuration_is_one_sentence(
-    content: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, content: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if content is not None:
-        (tmp_path / "bad").write_text(content)
-    assert main(["test", "--config", str(tmp_path / "bad"), "--help"]) == 2
+        (tmp_path / name).write_text(content)
+    assert main(["test", "--config", str(tmp_path / name), "--help"]) == 2
     out = capsys.readouterr()
     assert out.err.count("\n") == 1
     assert not out.out
     with pytest.raises(UserError):
-        named_options(["test", "--config", str(tmp_path / "bad")])
+        named_options(["test", "--config", str(tmp_path / name)])
 
 
 @pytest.mark.parametrize("place", ["", "checkpoints/last.ckpt"])

@@ -100,8 +100,16 @@ def test_names_of_others_are_not_imported(folder: Path) -> None:
 def test_a_library_is_not_replaced(folder: Path) -> None:
     for name in ("torch", "json", "xmlrpc"):
         (folder / f"{name}.py").write_text("raise SystemExit")
-    import_named_classes(["fit", "--model", "torch.nn.Linear", "--data", "xmlrpc.Mine"])
+    import_named_classes(["fit", "--model", "torch.nn.Linear", "--data", "xmlrpc.client.Fault"])
     assert "json" in importlib.import_module("json").__file__  # type: ignore[operator]
+
+
+def test_a_file_with_the_name_of_an_installed_module(folder: Path) -> None:
+    for module in ("colorsys", "json"):  # not loaded, or loaded
+        (folder / f"{module}.py").write_text("class Mine: ...")
+        with pytest.raises(UserError, match=f"{module}.py in this folder is not imported.*rename"):
+            import_named_classes(["fit", "--model", f"{module}.Mine"])
+    import_named_classes(["fit", "--model", "json.JSONDecoder"])  # of the library
 
 
 def test_errors_of_the_module_keep_their_traceback() -> None:
@@ -162,7 +170,7 @@ def test_a_method_and_data_of_the_folder_run_in_several_processes(folder: Path) 
         'from anomaly_clip.data import ImageFolder\nclass Photos(ImageFolder):\n    """Photos."""\n'
     )
     rng = np.random.default_rng(0)
-    for number in range(6):
+    for number in range(16):
         for kind in ("good", "bad"):
             pixels = rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)
             save_picture(folder / "photos" / kind / f"{number}.png", pixels)
@@ -170,7 +178,9 @@ def test_a_method_and_data_of_the_folder_run_in_several_processes(folder: Path) 
     (folder / "bin").mkdir()
     program = folder / "bin" / "command.py"
     program.write_text(code.replace("; ", "\n"))
-    options = "--model wf_method.Mine --data wf_data.Photos --data.root photos"
+    options = (
+        "--model wf_method.Mine --data wf_data.Photos --data.root photos --data.test_share 0.5"
+    )
     processes = "--trainer.accelerator cpu --trainer.strategy ddp --trainer.devices 2"
     words = ["each", *options.split(), *processes.split()]
     done = subprocess.run(

@@ -264,6 +264,7 @@ def _build(name: str) -> nn.Module:
 
 
 def _imagenet_state(name: str) -> dict[str, Tensor]:
+    from huggingface_hub import constants
     from torchvision import models
 
     entries = models.get_model_weights(name)
@@ -275,6 +276,8 @@ def _imagenet_state(name: str) -> dict[str, Tensor]:
     if file.is_file():
         return read_state(file)
     try:
+        if constants.HF_HUB_OFFLINE:
+            raise OSError("offline mode is set")
         state: dict[str, Tensor] = weights.get_state_dict(progress=True, check_hash=True)
     except RuntimeError as error:  # the hash does not match
         raise ValueError(

@@ -250,7 +250,7 @@ def _run_apart(command: list[str]) -> int:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env={**os.environ, PARENT: str(os.getpid())},
+        env={**os.environ, **_search_path(), PARENT: str(os.getpid())},
     ) as process:
         assert process.stderr is not None
         try:
@@ -266,6 +266,15 @@ def _run_apart(command: list[str]) -> int:
     if process.returncode != 0 and (process.returncode != UNREADABLE or crashed):
         raise UserError(last.removeprefix(ERROR_PREFIX))
     return process.returncode
+
+
+def _search_path() -> dict[str, str]:
+    """Return the setting with which ``python -m`` does not search the working folder first.
+
+    A ``torch.py`` there would replace the library, although it does not in this process.
+    """
+    is_searched = not {"", str(Path.cwd())}.isdisjoint(sys.path)
+    return {} if is_searched else {"PYTHONSAFEPATH": "1"}  # Python 3.10 ignores it
 
 
 def _end_session(process: subprocess.Popen[str]) -> None:

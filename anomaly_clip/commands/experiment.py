@@ -49,7 +49,7 @@ from anomaly_clip.commands.fit_calibration import (
 from anomaly_clip.commands.foreign_code import check_found_config, class_in_config
 from anomaly_clip.commands.interruption import advise, stop_if_interrupted
 from anomaly_clip.commands.last_step import LastStep, last_checkpoint
-from anomaly_clip.commands.library_messages import quieten
+from anomaly_clip.commands.library_messages import quieten, summary_options
 from anomaly_clip.commands.option_parser import OptionParser
 from anomaly_clip.commands.process_failure import report_once
 from anomaly_clip.commands.saved_settings import are_equal, comparable, take_activation
@@ -266,9 +266,8 @@ class ExperimentCLI(LightningCLI):
         writer.verb = self.run_verb or verb
         writer.config = self._parser(verb).dump(config, skip_none=False)
         writer.sources = f"{', '.join(files) or 'no file'} + {self._num_overrides} overrides"
-        seed = config["seed_everything"]
         writer.resumed = config.get("ckpt_path") is not None
-        writer.seed = None if seed is False else seed
+        writer.seed = None if config["seed_everything"] is False else config["seed_everything"]
         writer.calibration = self._get(self.config_init, "calibration")
         if config["trainer"]["logger"] is None:
             kwargs["logger"] = RunLogger(writer, verb) if verb != "predict" else False
@@ -285,14 +284,18 @@ class ExperimentCLI(LightningCLI):
             statistics = BatchNormStatistics(config["trainer"]["sync_batchnorm"])
             callbacks += [FiniteValues(), statistics]
         callbacks.append(LastStep())
-        kwargs["callbacks"] = callbacks
+        kwargs |= {"callbacks": callbacks, **summary_options(config["trainer"], callbacks)}
         if verb != "fit":  # nothing is saved, whatever the configuration of the fit requests
             warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need.*")
             kwargs["enable_checkpointing"] = False
             kwargs["callbacks"] = [c for c in callbacks if not isinstance(c, ModelCheckpoint)]
         needs = self.model.loader_needs if isinstance(self.model, HasLoaderNeeds) else None
-        if needs is not None and needs.single_pass and config["trainer"]["max_epochs"] is None:
-            kwargs["max_epochs"] = 1
+        if needs is not None and needs.single_pass:
+            if config["trainer"]["max_epochs"] is None:
+                kwargs["max_epochs"] = 1
+            if config["trainer"]["enable_model_summary"] is None:
+                # It would list a frozen network as "train", with one trainable parameter.
+                kwargs["enable_model_summary"] = False
         trainer = super().instantiate_trainer(**kwargs)
         save_atomically(trainer)
         if verb == "fit" and config["calibrate"]:

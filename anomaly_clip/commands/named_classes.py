@@ -118,6 +118,8 @@ def _config_of_fit(checkpoint: str | None) -> list[Path]:
 
 
 def _add_file(named: NamedOptions, file: Path, origin: str) -> None:
+    if not file.exists():
+        raise UserError(f"{origin}: file does not exist")
     if not file.is_file():  # a pipe, which can be read only once
         return
     try:

@@ -38,6 +38,13 @@ from anomaly_clip.results.warnings import DEMO_REMARK, RANDOM_WARNING
 __all__ = ["PromptEffect", "prompt_effects", "run_prompts"]
 
 
+SHORT_FORMS = (
+    *("--model.backbone.", "--model.prompts.", "--model.rvs."),
+    *("--model.sigma", "--data.category"),
+)
+"""Options of experiments that this verb has without the section; both forms are accepted."""
+
+
 class PromptEffect(NamedTuple):
     """Effect of one prompt on the scores."""
 
@@ -85,7 +92,7 @@ def run_prompts(words: Sequence[str]) -> int:
     parser.add_class_arguments(CLIPSettings, "backbone")
     parser.add_class_arguments(PromptEnsemble, "prompts")
     parser.add_class_arguments(RVSSettings, "rvs")
-    with parse_words(parser, words) as config:
+    with parse_words(parser, [_short(word) for word in words]) as config:
         check_at_least("--top", config.top, 1)
         if config.data_set is not None and config.data_set not in DATASETS:
             raise ValueError(
@@ -113,6 +120,15 @@ def run_prompts(words: Sequence[str]) -> int:
             write_csv(Path(config.file), PromptEffect._fields, table)
     show(rows, distances, sdp.backbone, category, config.top)
     return 0
+
+
+def _short(word: str) -> str:
+    """Return an option of an experiment as this verb has it, such as ``--backbone.name``."""
+    name, equals, value = word.partition("=")
+    for long in SHORT_FORMS:
+        if name == long or (long.endswith(".") and name.startswith(long)):
+            return f"--{name.removeprefix('--').partition('.')[2]}{equals}{value}"
+    return word
 
 
 @torch.no_grad()

@@ -106,6 +106,8 @@ def _import(origin: str, name: str) -> None:
     origin_of_top = getattr(sys.modules.get(top), "__file__", None)
     is_loaded = top in sys.modules and not _is_in(origin_of_top, folder)
     if is_loaded or not top.isidentifier() or _is_installed(top):
+        if not rest:
+            _check_not_hidden(origin, top, name.rpartition(".")[2])
         return  # the parser imports it
     if not (folder / f"{top}.py").is_file() and not (folder / top).is_dir():
         raise UserError(
@@ -138,6 +140,23 @@ def _check_class(origin: str, module: str, name: str) -> None:
         raise UserError(
             f"{printable(origin)}: {module} has no class {printable(name)}; "
             f"{hint or 'correct the name'}"
+        )
+
+
+def _check_not_hidden(origin: str, top: str, name: str) -> None:
+    """Check that a file of the working folder does not have the name of an installed module.
+
+    Raises:
+        UserError: If it does, and the installed module has no such class.
+    """
+    file = Path.cwd() / f"{top}.py"
+    if not file.is_file() or hasattr(importlib.import_module(top), name):
+        return
+    installed = getattr(sys.modules[top], "__file__", None)
+    if installed is None or Path(installed) != file:
+        raise UserError(
+            f"{printable(origin)}: {top}.py in this folder is not imported, as an installed module "
+            f"has the name {top}: rename the file"
         )
 
 

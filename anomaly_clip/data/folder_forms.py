@@ -277,8 +277,10 @@ class _Reader:
         images = [image for folder in folders for image in self._photographs(folder)]
         self._add_unlabelled(images)
         names = " or ".join(sorted(self.normal_names.values()))
-        number = number_of(len(images), "image")
-        self._say(f"{number} without labels, because no folder is called {names}")
+        why = f"because no folder is called {names}"
+        if self._is_normal_name(self.root.name):
+            why = f"because {self.root.name} is the folder itself, not one in it"
+        self._say(f"{number_of(len(images), 'image')} without labels, {why}")
         if self.deeper_normal:
             place = min(self.deeper_normal)
             self._say(
