@@ -8,10 +8,8 @@ import re
 import shlex
 from pathlib import Path
 
-import numpy as np
 import pytest
 from docs_blocks import blocks_of, pages
-from helpers import save_picture, write_mvtec
 
 from anomaly_clip.cli import main
 from anomaly_clip.testing import run_checks
@@ -182,18 +180,6 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-TINY = ["--model.backbone.weights=random", "--model.image_size=32", "--trainer.accelerator=cpu"]
-
-
-@pytest.mark.slow
-def test_the_example_method_works(example: Path) -> None:
-    root = write_mvtec(example)
-    assert main(["each", "--config=mean_cosine.yaml", f"--data.root={root}", *TINY]) == 0
-    assert (example / "runs" / "mean_cosine" / "1-each" / "metrics.json").is_file()
-    test = importlib.import_module("test_mean_cosine")
-    test.test_maps_are_cosine_distances_to_the_mean()
-
-
 @pytest.mark.slow
 def test_the_example_method_passes_the_contract(example: Path) -> None:
     test = importlib.import_module("test_mean_cosine")
@@ -202,17 +188,6 @@ def test_the_example_method_passes_the_contract(example: Path) -> None:
     outcomes = run_checks(checks)
     assert [o.message for o in outcomes if o.status not in ("passed", "not applicable")] == []
     assert sum(outcome.status == "passed" for outcome in outcomes) >= 40
-
-
-def test_the_example_data_set_works(example: Path) -> None:
-    rng = np.random.default_rng(0)
-    for name in ("train/ok/0", "train/ok/1", "test/ok/0", "test/ng/0"):
-        pixels = rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)
-        save_picture(example / "factory" / "plank" / f"{name}.png", pixels)
-    data = ["--data=my_factory.MyFactory", "--data.root=factory"]
-    assert main(["check", *data]) == 0
-    assert main(["fit", "--config=mean_cosine.yaml", *data, *TINY]) == 0
-    assert main(["test", "--ckpt_path=runs/mean_cosine/1-fit/checkpoints/last.ckpt"]) == 0
 
 
 def test_the_evidence_page_counts_the_missed_bounds() -> None:
