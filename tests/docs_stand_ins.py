@@ -29,7 +29,7 @@ Set = Callable[..., None]
 """``setattr``, or that of a monkeypatch."""
 
 NUM_EPOCHS, NUM_BATCHES = 1, 3
-NUM_IMAGES = {"train": 8, "test": 6}
+NUM_IMAGES = {"train": 24, "test": 6}
 """Images of a category of the generated data set; those of the test per label."""
 
 
@@ -120,7 +120,10 @@ def short_fits(trainer: ModuleType, replace: Set) -> None:
             if steps is None or steps < 0 or epochs not in (-1, None):
                 self.fit_loop.max_epochs = NUM_EPOCHS
             self.limit_train_batches = NUM_BATCHES
-            self.check_val_every_n_epoch = 1
+            if self.check_val_every_n_epoch is None:  # validation after a number of batches
+                self.val_check_interval = NUM_BATCHES
+            else:
+                self.check_val_every_n_epoch = 1
         if steps is not None and steps > NUM_BATCHES:
             self.fit_loop.epoch_loop.max_steps = NUM_BATCHES
         fit_real(self, *arguments, **options)
