@@ -55,6 +55,42 @@ def test_a_broken_link_is_noticed(tmp_path: Path) -> None:
     assert broken_links(page) == ["page.md#b", "no.md"]
 
 
+NAMED = re.compile(
+    r"\b((?:docs|examples|configs)/[\w/.-]+\.(?:md|yaml|py)|[A-Z]+\.md)(?:#([\w-]+))?"
+)
+"""Pages and files that code, configurations and messages name."""
+
+
+def named_files(text: str) -> set[str]:
+    """Return the pages that a text names, with their anchors."""
+    return {match[0] for match in NAMED.finditer(text)}
+
+
+def missing_files(names: set[str]) -> list[str]:
+    """Return those of the names that lead nowhere."""
+    missing = []
+    for name in sorted(names):
+        file, _, anchor = name.partition("#")
+        if not (ROOT / file).is_file() or (anchor and anchor not in anchors(ROOT / file)):
+            missing.append(name)
+    return missing
+
+
+def test_pages_named_in_code_exist() -> None:
+    folders = ("anomaly_clip", "configs", "benchmarks", "examples", ".github")
+    suffixes = {".py", ".yaml", ".yml", ".jinja", ".js", ".md"}
+    files = [f for folder in folders for f in (ROOT / folder).rglob("*") if f.suffix in suffixes]
+    files += [ROOT / name for name in ("Makefile", "pyproject.toml", ".ci/run")]
+    names = set().union(*(named_files(file.read_text(encoding="utf-8")) for file in files))
+    assert len(names) > 20
+    assert missing_files(names) == []
+
+
+def test_a_page_that_is_not_there_is_noticed() -> None:
+    names = named_files("see docs/data.md, docs/no.md and docs/data.md#no-such-heading")
+    assert missing_files(names) == ["docs/data.md#no-such-heading", "docs/no.md"]
+
+
 def test_every_page_is_listed() -> None:
     index = ROOT / "docs" / "README.md"
     listed = {
