@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import sysconfig
 from pathlib import Path
 
 __all__ = ["explain_exhaustion"]
 
-PACKAGE = str(Path(__file__).parent)
+PACKAGE = str(Path(__file__).parent) + os.sep
 LIBRARIES = tuple({sysconfig.get_path(n) for n in ("stdlib", "platstdlib", "purelib", "platlib")})
 ALLOCATION = re.compile(
     "DefaultCPUAllocator|not enough memory|can't allocate memory|cannot allocate memory|"

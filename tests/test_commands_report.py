@@ -92,6 +92,7 @@ def test_other_mistakes_are_reported_on_one_line(
     assert "cannot be written" in message
     message = mistake(folder, other)
     assert "have different categories" in message
+    assert "; )" not in message
     assert f"only {folder} has bottle, cable, capsule and 12 more" in message
     assert report(folder, other, "--table", "tab1") == 0
 

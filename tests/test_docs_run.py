@@ -140,6 +140,7 @@ def test_a_command_does_not_see_what_the_page_has_imported(
         ("```python\n1 / 0\n```\n", "page.md:1: ZeroDivisionError"),
         ("```python\nprint(1)\n```\n<!-- output -->\n```\ntwo\n```\n", "not in the output: two"),
         ("```yaml\nmodel: {class_path: PaDim}\n```\n", "page.md:1: exit code 2"),
+        ("```yaml\ndata: Demo\ntrainr: {max_epochs: 1}\n```\n", "page.md:1: exit code 2"),
         ("<!-- run: nothing -->\n", "no such folder"),
     ],
 )

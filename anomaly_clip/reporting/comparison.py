@@ -138,9 +138,10 @@ def _common_categories(runs: Sequence[FinishedRun]) -> list[str]:
     for run in runs[1:]:
         other = {*run.categories, *run.failed}
         if other != first:
+            differences = (_only(first - other, runs[0]), _only(other - first, run))
             raise UserError(
                 f"{runs[0].label} and {run.label} have different categories "
-                f"({_only(first - other, runs[0])}{_only(other - first, run)}): compare runs of "
+                f"({'; '.join(filter(None, differences))}): compare runs of "
                 f"the same categories, or compare these runs with a published table (--table)"
             )
     return list(dict.fromkeys([*runs[0].categories, *runs[0].failed]))
@@ -151,7 +152,7 @@ def _only(names: set[str], run: FinishedRun) -> str:
         return ""
     listed = ", ".join(printable(name) for name in sorted(names)[:MAX_NAMES])
     more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-    return f"only {run.label} has {listed}{more}; "
+    return f"only {run.label} has {listed}{more}"
 
 
 def _category_cell(run: FinishedRun, metric: str, category: str) -> str:
