@@ -100,8 +100,8 @@ def test_verbs_take_the_folder_of_a_run(
     )
     assert main(["export", "--ckpt_path=runs/PaDiM/1-fit", "--format=torch_export"]) == 0
     assert Path("detector/detector.pt2").is_file()
-    assert main(["test", "--ckpt_path", "runs/run"]) == 2
-    assert "runs/run: the folder is not the folder of a single fit" in capsys.readouterr().err
+    assert main(["test", "--ckpt_path", "runs/PaDiM"]) == 2
+    assert "runs/PaDiM: the folder is not the folder of a single fit" in capsys.readouterr().err
 
 
 def test_unfinished_files_are_no_checkpoints() -> None:

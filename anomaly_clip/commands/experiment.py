@@ -290,12 +290,8 @@ class ExperimentCLI(LightningCLI):
             kwargs["enable_checkpointing"] = False
             kwargs["callbacks"] = [c for c in callbacks if not isinstance(c, ModelCheckpoint)]
         needs = self.model.loader_needs if isinstance(self.model, HasLoaderNeeds) else None
-        if needs is not None and needs.single_pass:
-            if config["trainer"]["max_epochs"] is None:
-                kwargs["max_epochs"] = 1
-            if config["trainer"]["enable_model_summary"] is None:
-                # It would list a frozen network as "train", with one trainable parameter.
-                kwargs["enable_model_summary"] = False
+        if needs is not None and needs.single_pass and config["trainer"]["max_epochs"] is None:
+            kwargs["max_epochs"] = 1
         trainer = super().instantiate_trainer(**kwargs)
         save_atomically(trainer)
         if verb == "fit" and config["calibrate"]:
