@@ -178,7 +178,7 @@ def test_detectors_run_as_configured(mvtec_root: Path, tmp_path: Path, name: str
     words += ["--model.backbone.weights", "random", "--data.num_workers", "0"]
     words += ["--trainer.accelerator", "cpu", "--output.root", str(tmp_path)]
     assert main(["each", *words]) == 0
-    assert (tmp_path / name / "1-test" / "metrics.json").is_file()
+    assert (tmp_path / name / "1-each" / "metrics.json").is_file()
 
 
 @pytest.mark.slow
@@ -189,7 +189,7 @@ def test_trained_detectors_run_as_configured(mvtec_root: Path, tmp_path: Path, n
     words += ["--trainer.max_epochs", "1", "--trainer.log_every_n_steps", "1"]
     words += ["--trainer.accelerator", "cpu", "--output.root", str(tmp_path)]
     assert main(["each", *words, "--data.categories", "[bottle]"]) == 0
-    assert (tmp_path / name / "1-test" / "metrics.json").is_file()
+    assert (tmp_path / name / "1-each" / "metrics.json").is_file()
 
 
 @pytest.mark.slow
@@ -202,7 +202,7 @@ def test_regad_runs_as_configured(mvtec_root: Path, tmp_path: Path, name: str) -
     words += ["--trainer.max_epochs", "2", "--trainer.log_every_n_steps", "1"]
     words += ["--trainer.accelerator", "cpu", "--output.root", str(tmp_path)]
     assert main(["each", *words]) == 0
-    assert (tmp_path / name / "1-test" / "metrics.json").is_file()
+    assert (tmp_path / name / "1-each" / "metrics.json").is_file()
 
 
 def regad_configs() -> Iterator[Path]:

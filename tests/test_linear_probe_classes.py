@@ -73,7 +73,7 @@ def test_mistakes_with_a_checkpoint(
             line = ["test", *config, "--ckpt_path", str(fitted(runs)), *options]
         assert main(line) == 2
         assert message in capsys.readouterr().err
-    assert [path.name for path in (runs / "run").iterdir()] == ["1"]
+    assert [path.name for path in (runs / "LinearProbe").iterdir()] == ["1-fit"]
     assert not list(runs.glob("config-fit/*"))
 
 

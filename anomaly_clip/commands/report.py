@@ -27,6 +27,7 @@ from anomaly_clip.reporting.report import (
 )
 from anomaly_clip.reporting.run_matching import differences
 from anomaly_clip.results.finished_run import FinishedRun
+from anomaly_clip.results.folder import find_run
 from anomaly_clip.results.run_reader import find_runs
 
 __all__ = ["run_report"]
@@ -142,7 +143,7 @@ def _write_pages(options: argparse.Namespace) -> int:
         )
     for folder in options.runs:
         try:
-            say(f"written: {write_page(folder.expanduser())}")
+            say(f"written: {write_page(find_run(folder.expanduser()))}")
         except OSError as error:
             raise UserError(f"{folder}: the page cannot be written ({error.strerror})") from None
     return 0
