@@ -260,7 +260,7 @@ def test_a_later_test_leaves_the_run_of_each_alone(
         first = sorted(good.iterdir())[0]
         (good / f"again{first.suffix}").write_bytes(first.read_bytes())
     assert main(["each", *words]) == 0
-    run = tmp_path / "run" / "1-each"
+    run = tmp_path / "PaDiM" / "1-each"
     before = (run / "bottle" / "metrics.json").read_bytes()
     checkpoint = str(run / "bottle" / "checkpoints" / "last.ckpt")
     later = ["test", "--ckpt_path", checkpoint, "--data.categories", "[metal_nut]"]

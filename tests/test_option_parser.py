@@ -227,7 +227,7 @@ def test_a_category_that_looks_like_a_number_is_tested_by_its_checkpoint(
     words += ["--data.root", str(mvtec_root / "bottle"), "--data.category", category]
     words += ["--data.num_workers", "0", "--trainer.accelerator", "cpu", "--output.page=false"]
     assert main(["fit", *words]) == 0
-    checkpoint = "runs/run/1-fit/checkpoints/last.ckpt"
+    checkpoint = "runs/PaDiM/1-fit/checkpoints/last.ckpt"
     assert main(["test", "--ckpt_path", checkpoint, "--output.page=false"]) == 0
     metrics = json.loads(next(Path("runs").glob("*/*/metrics.json")).read_text())
     assert list(metrics["categories"]) == [category]

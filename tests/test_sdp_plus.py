@@ -523,6 +523,6 @@ def test_two_processes_train_the_same_layers_as_one(
         test += ["--model.linear_layers", str(layers), "--output.name", name, *more]
         done = run_command(test, processes=2 if more else 1)
         assert done.returncode == 0, done.stderr[-2000:]
-        metrics = tmp_path / "runs" / name / "1-fit" / "metrics.json"
+        metrics = tmp_path / "runs" / name / "1-test" / "metrics.json"
         tested.append(json.loads(metrics.read_text())["mean"])
     assert tested[1] == pytest.approx(tested[0], abs=1e-6)
