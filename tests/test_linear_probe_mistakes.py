@@ -59,7 +59,7 @@ def test_data_without_classes(
     np.savez(tmp_path / "one.npz", rng.integers(0, 3, (9, 52, 52)), np.zeros((9, 8), int))
     assert main(words(tmp_path / "one.npz", tmp_path / "runs")) == 2
     assert "LinearProbe needs at least 2 classes, and data.root" in capsys.readouterr().err
-    assert not list((tmp_path / "runs").glob("run/2"))
+    assert not list((tmp_path / "runs").glob("*/2*"))
 
 
 def test_a_diverged_training_is_reported(

@@ -187,7 +187,9 @@ def test_two_processes_compute_the_same_gaussians(seven_bottles: Path, tmp_path:
     assert done.returncode == 0, done.stderr[-2000:]
     assert main(words("fit", seven_bottles, tmp_path / "one", *ONE)) == 0
     states = [
-        torch.load(tmp_path / name / "run/1/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        torch.load(tmp_path / name / "PaDiM/1-fit/checkpoints/last.ckpt", weights_only=True)[
+            "state_dict"
+        ]
         for name in ("one", "two")
     ]
     # The processes get four and three of the seven images.

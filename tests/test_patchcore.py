@@ -165,7 +165,7 @@ def test_two_processes_choose_the_same_rows(mvtec_root: Path, tmp_path: Path) ->
     assert done.returncode == 0, done.stderr[-2000:]
     assert main(words("fit", mvtec_root, tmp_path / "one", "--data.batch_size", "1")) == 0
     banks = [
-        torch.load(tmp_path / name / "run/1/checkpoints/last.ckpt", weights_only=True)
+        torch.load(tmp_path / name / "PatchCore/1-fit/checkpoints/last.ckpt", weights_only=True)
         for name in ("one", "two")
     ]
     first, second = (bank["state_dict"]["bank"] for bank in banks)

@@ -369,7 +369,7 @@ def test_two_processes_learn_together_and_test_as_one(three: Path, tmp_path: Pat
 def test_select_best_test_tests_the_best_epoch(three: Path, tmp_path: Path) -> None:
     best = ["--model.select", "best_test", "--data.val_split", "test"]
     assert main(words("fit", three, tmp_path / "f", *ONE, *best)) == 0
-    [checkpoint] = (tmp_path / "f").glob("run/1/checkpoints/last.ckpt")
+    [checkpoint] = (tmp_path / "f").glob("RegAD/1-fit/checkpoints/last.ckpt")
     kept = torch.load(checkpoint, weights_only=True)["best"]
     assert 0 < kept["merit"] <= 2
     test = ["test", "--ckpt_path", str(checkpoint), "--output.root", str(tmp_path / "t")]
@@ -390,7 +390,7 @@ def test_the_untrained_network_is_a_candidate_as_in_the_public_code(
     line = words("fit", three, tmp_path, *ONE, "--data.val_split", "test", "--model.rounds", "1")
     line += ["--model.select", "best_test", "--model.candidates", "before_epoch"]
     assert main([*line, "--trainer.max_epochs", "1", "--trainer.num_sanity_val_steps", "0"]) == 0
-    [checkpoint] = tmp_path.glob("run/1/checkpoints/last.ckpt")
+    [checkpoint] = tmp_path.glob("RegAD/1-fit/checkpoints/last.ckpt")
     saved = torch.load(checkpoint, weights_only=True)
     best = saved["best"]
     assert best["epoch"] == -1

@@ -133,7 +133,7 @@ def test_a_training_category_is_not_tested(
     three: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(words("fit", three, tmp_path / "f", *ONE)) == 0
-    [checkpoint] = (tmp_path / "f").glob("run/1/checkpoints/last.ckpt")
+    [checkpoint] = (tmp_path / "f").glob("RegAD/1-fit/checkpoints/last.ckpt")
     trained = torch.load(checkpoint, weights_only=True)["trained_on"]["categories"]
     assert "bottle" not in trained
     line = ["test", "--ckpt_path", str(checkpoint), "--output.root", str(tmp_path / "t")]
