@@ -15,6 +15,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from anomaly_clip.errors import UserError
+
 
 class Compared(Callback):
     """Write the samples that each process trained on, and whether all have equal final weights.
@@ -117,4 +119,5 @@ class Failing(Callback):
             os.kill(os.getpid(), signal.Signals[self.how])
         if self.how == "OSError":
             raise OSError(28, "No space left on device", "runs/scores.csv")
-        raise {"RuntimeError": RuntimeError, "ValueError": ValueError}[self.how]("the cause")
+        kinds = {"RuntimeError": RuntimeError, "ValueError": ValueError, "UserError": UserError}
+        raise kinds[self.how]("the cause")

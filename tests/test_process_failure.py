@@ -48,7 +48,8 @@ def is_quiet(err: str) -> bool:
     [
         (1, "RuntimeError", 1, "RuntimeError: the cause"),
         (0, "RuntimeError", 1, "RuntimeError: the cause"),
-        (1, "ValueError", 2, "anomaly_clip: the cause"),
+        (1, "ValueError", 1, "ValueError: the cause"),  # in code outside the package
+        (1, "UserError", 2, "anomaly_clip: the cause"),
         (1, "NaN", 2, "correct these files, or leave them out"),
         (
             0,
@@ -99,7 +100,7 @@ def test_a_process_that_is_killed_is_named(mvtec_root: Path, tmp_path: Path) -> 
     ("how", "code", "last"),
     [
         ("SIGKILL", 137, "process 1 was ended by SIGKILL, as the system does when memory runs out"),
-        ("ValueError", 2, "the cause"),
+        ("UserError", 2, "the cause"),
     ],
 )
 def test_processes_that_lightning_starts(
