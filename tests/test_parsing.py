@@ -32,7 +32,10 @@ def test_mistakes_are_explained_with_a_suggestion() -> None:
         parse("--count=x")
 
 
-def test_value_errors_of_a_verb_become_user_errors() -> None:
+def test_value_errors_of_a_verb_become_user_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As if the package raised it: errors of other code stay what they are.
+    monkeypatch.setattr("anomaly_clip.errors._is_users_file", lambda file: False)
+
     def run() -> None:
         with parse_words(verb_parser("verb", "Do something."), ["verb"]):
             raise ValueError("--file a.txt: expected a name ending in .png")

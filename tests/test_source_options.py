@@ -65,7 +65,8 @@ def test_options_and_defaults_are_those_of_the_parser(kind: type) -> None:
 
 def test_abstract_classes_and_helpers_are_no_choices() -> None:
     assert set(METHODS) == set(methods.__all__) - {"AnomalyMethod"}
-    others = {"AnomalyData", "Resize", "Sample", "SampleDataset", "read_image", "read_mask"}
+    others = {"AnomalyData", "Resize", "Sample", "SampleDataset"}
+    others |= {"read_image", "read_mask", "write_images"}
     assert set(DATA_SETS) == set(data.__all__) - others
 
 

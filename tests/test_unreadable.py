@@ -245,7 +245,8 @@ def test_other_errors_are_still_errors(
         raise ValueError("not about a file")
 
     monkeypatch.setattr("anomaly_clip.data.samples.resize_image", mistaken)
-    assert main(words) == 2
+    with pytest.raises(ValueError, match="not about a file"):
+        main(words)
 
 
 @pytest.mark.parametrize("broken", [(1, 3, 5), (4,)])

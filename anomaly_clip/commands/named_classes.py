@@ -97,13 +97,13 @@ def option_pairs(words: Sequence[str]) -> Iterator[tuple[str, str | None]]:
         [('model', 'SDP'), ('model.sigma', '-1'), ('dry-run', None)]
     """
     for place, word in enumerate(words):
-        if not word.startswith("-"):
+        if not word.startswith("-") or word[1:2].isdigit():  # a negative number is a value
             continue
         key, equals, value = word.lstrip("-").partition("=")
         following = words[place + 1] if place + 1 < len(words) else "-"
         if equals:
             yield key, value
-        else:  # a negative number is a value
+        else:
             is_value = not following.startswith("-") or following[1:2].isdigit()
             yield key, following if is_value else None
 

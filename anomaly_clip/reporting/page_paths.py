@@ -41,6 +41,7 @@ class PathNames:
 
     def __init__(self, folder: Path, paths: Iterable[str] = ()) -> None:
         self.folder = PurePath(folder.resolve())
+        self._paths: re.Pattern[str] | None = None  # until all are known
         names = {str(Path.home()): "~", str(Path.cwd()): "."}
         names |= {str(folder): folder.name, str(self.folder): self.folder.name}
         for path in paths:
