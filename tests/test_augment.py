@@ -162,6 +162,7 @@ def test_scenes_are_not_augmented() -> None:
         Demo(num_scenes=4, augment=[FLIP])
 
 
+@pytest.mark.slow
 def test_from_the_command_line(
     mvtec_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

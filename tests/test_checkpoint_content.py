@@ -174,6 +174,7 @@ def fit(tmp_path_factory: pytest.TempPathFactory, tiny_clip_config: str) -> Path
     return root / "runs" / "SDPPlus" / "1-fit"
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_does_not_fit_is_one_sentence(
     fit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

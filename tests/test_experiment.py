@@ -93,7 +93,7 @@ def test_a_printed_configuration_is_accepted_again(
     assert (tmp_path / "runs" / "printed" / "1-test" / "metrics.json").is_file()
 
 
-@pytest.mark.parametrize("exact", ["false", "true"])
+@pytest.mark.parametrize("exact", ["false", pytest.param("true", marks=pytest.mark.slow)])
 def test_two_processes_give_the_same_metrics_and_images(
     command: Command, tmp_path: Path, exact: str
 ) -> None:

@@ -447,6 +447,7 @@ def test_one_missing_mask_is_an_error_in_every_layout(
         kind(str(root)).samples("test")
 
 
+@pytest.mark.slow
 def test_fit_and_test_without_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     without_masks(btad(tmp_path / "data"))

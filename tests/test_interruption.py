@@ -77,7 +77,10 @@ def sent(name: str, hook: str, at: int = 1) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("name", CODES)
+@pytest.mark.parametrize(
+    "name",
+    [n if n == "SIGTERM" else pytest.param(n, marks=pytest.mark.slow) for n in CODES],
+)
 def test_a_fit_ends_with_its_last_step_and_goes_on(
     name: str, mvtec_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -352,6 +352,7 @@ def fit_words(root: Path, folder: Path) -> list[str]:
     return [*words, "--trainer.accelerator=cpu", f"--output.folder={folder}"]
 
 
+@pytest.mark.slow
 def test_a_fit_without_validation_uses_no_masks(
     mvtec_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -426,6 +426,7 @@ def test_a_run_that_fails_does_not_stop_the_others(
     assert captured.out.strip().splitlines()[-1].split() == ["2", "-1", "failed", "–"]
 
 
+@pytest.mark.slow
 def test_a_run_that_does_not_log_the_goal_fails(
     write: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -143,6 +143,7 @@ def test_fit_exports_a_resnet_that_torchvision_and_timm_can_load(
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["last.ckpt"]
 
 
+@pytest.mark.slow
 def test_training_changes_the_resnet_but_not_its_classifier(
     classes: Path, tiny_clip_config: str, tmp_path: Path
 ) -> None:

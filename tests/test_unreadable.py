@@ -461,6 +461,7 @@ def test_fit_and_test_leave_images_out(
     assert page.count("<dd>the image cannot be decoded") == 2
 
 
+@pytest.mark.slow
 def test_skip_without_unreadable_images_is_a_success(root: Path, tmp_path: Path) -> None:
     skip = "--data.unreadable=skip"
     assert main(padim("fit", root, tmp_path, skip)) == 0
