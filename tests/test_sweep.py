@@ -462,7 +462,7 @@ def test_random_and_demo_weights_and_test_images_are_labelled(
     assert "runs 2, 4: RANDOM WEIGHTS" in out
     assert "runs 1, 3: demo weights" in out
     origins = [
-        (row["weights"], row["validated on"]) for row in table(tmp_path / "sweep_my_sweep/1")
+        (row["weights"], row["validated on"]) for row in table(tmp_path / "sweep_my_sweep/1-sweep")
     ]
     assert origins == [
         ("demo", "auxiliary"),
