@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         AnomalyMethod,
         Contrastive,
         LinearProbe,
+        MuSc,
         PaDiM,
         PatchCore,
         RegAD,
@@ -83,6 +84,7 @@ __all__ = [
     "MagneticTile",
     "MetaJSON",
     "MixedWM38",
+    "MuSc",
     "PaDiM",
     "PatchCore",
     "Prediction",
@@ -118,7 +120,7 @@ _MODULES = {
     "report": "reporting.report",
     **dict.fromkeys(("CLIPADA", "RD4AD", "SDP", "TAB", "AnomalyMethod", "Contrastive"), "methods"),
     **dict.fromkeys(("LinearProbe", "PaDiM", "PatchCore", "RegAD", "SDPPlus"), "methods"),
-    **dict.fromkeys(("SimpleNet", "WinCLIP"), "methods"),
+    **dict.fromkeys(("MuSc", "SimpleNet", "WinCLIP"), "methods"),
 }
 """Module of each name; those of data sets are in ``data``."""
 

@@ -7,6 +7,7 @@ import os
 import threading
 import warnings
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -252,11 +253,17 @@ class Detector:
         for remark in remarks:
             warnings.warn(remark, stacklevel=2)
         dataset = inputs.dataset(self.method.image_size, self.preprocessing, bits)
+        blocks = [
+            range(start, min(start + size, len(dataset))) for start in range(0, len(dataset), size)
+        ]
         predictions: list[Prediction] = []
-        for start in range(0, len(dataset), size):
-            places = range(start, min(start + size, len(dataset)))
-            batch = _read(dataset, places, inputs.is_single)
-            predictions += self._predicted(batch, places, inputs, decisions)
+        with self._lock if self.method.transductive else nullcontext():
+            if self.method.transductive:
+                with torch.inference_mode():
+                    self.method.observe(_read(dataset, p, inputs.is_single) for p in blocks)
+            for places in blocks:
+                batch = _read(dataset, places, inputs.is_single)
+                predictions += self._predicted(batch, places, inputs, decisions)
         return predictions[0] if inputs.is_single else predictions
 
     def guarantee(self, category: str | None = None, alpha: float | None = None) -> str:

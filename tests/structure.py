@@ -23,7 +23,7 @@ PACKAGE = "anomaly_clip"
 
 BASE = (
     *("records", "maps", "losses", "errors", "progress", "files", "images", "image_formats"),
-    *("cache_files", "documents", "exhaustion", "folders", "masks"),
+    *("cache_files", "documents", "exhaustion", "folders", "masks", "memory"),
     "schedules",
     "callbacks",
     "constant_tensors",

@@ -234,31 +234,6 @@ def test_a_fit_needs_at_most_four_fifths_of_the_free_memory(
 
 
 @pytest.mark.parametrize(
-    ("limit", "expected"),
-    [("7000000", 3_000_000), ("9000000000", 5_000_000 * 1024), ("max", 5_000_000 * 1024)],
-)
-def test_available_memory_respects_the_limit_of_the_container(
-    limit: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The smaller of the machine's available memory and the limit minus the memory in use."""
-    files = {
-        "proc/meminfo": "MemTotal: 9000000 kB\nMemFree: 1 kB\nMemAvailable: 5000000 kB\n",
-        "sys/fs/cgroup/memory.max": f"{limit}\n",
-        "sys/fs/cgroup/memory.current": "4000000\n",
-    }
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    monkeypatch.setattr(patchcore, "Path", lambda path: tmp_path / path.lstrip("/"))
-    cpu = torch.device("cpu")
-    assert patchcore.available_memory(cpu) == expected
-    (tmp_path / "sys/fs/cgroup/memory.max").unlink()  # no container
-    assert patchcore.available_memory(cpu) == 5_000_000 * 1024
-    (tmp_path / "proc/meminfo").unlink()  # not Linux
-    assert patchcore.available_memory(cpu) is None
-
-
-@pytest.mark.parametrize(
     ("num_patches", "size"), [(1, 1), (14, 1), (16, 2), (25, 2), (36, 4), (1000, 100)]
 )
 def test_the_coreset_is_a_fraction_of_the_patches_but_never_empty(

@@ -147,6 +147,27 @@ class CNNBackbone(FrozenBackbone):
                 )
         return shapes
 
+    def check_layers(self, layers: Sequence[str]) -> list[str]:
+        """Return layers as a list, after checking that their feature maps can be used together.
+
+        Raises:
+            ValueError: If no layer is given, a layer is not spatial or not returned, or the layers
+                are not ordered from fine to coarse.
+        """
+        unknown = [layer for layer in layers if layer not in self.strides]
+        if unknown or not layers:
+            raise ValueError(
+                f"model.layers must name spatial layers of the backbone "
+                f"({', '.join(self.strides)}), got {list(layers)}"
+            )
+        strides = [self.strides[layer] for layer in layers]
+        if strides != sorted(strides):
+            raise ValueError(
+                f"model.layers must list the finest layer first, got {list(layers)} with strides "
+                f"{strides}"
+            )
+        return list(layers)
+
     @classmethod
     def of(cls, settings: CNNBackbone | CNNSettings | Mapping[str, Any]) -> CNNBackbone:
         """Return a ready backbone as it is, or build one from its settings."""

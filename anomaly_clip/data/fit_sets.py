@@ -1,9 +1,12 @@
-"""The training and validation images of a fit as tensors, created once per fit."""
+"""The training and validation images of a fit as tensors, and cached features of images."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from torch.utils.data import Dataset
 
 from anomaly_clip.data.augment import Augmentation
 from anomaly_clip.data.feature_cache import FeatureCache
@@ -71,11 +74,41 @@ class FitSets:
         self, encoders: Mapping[str, Encoder], limit_gb: float, option: str
     ) -> frozenset[str]:
         """See :meth:`~anomaly_clip.data.AnomalyData.cache_features`."""
-        data, trainer = self.data, self.data.trainer
-        assert trainer is not None
-        agree = trainer.strategy.reduce_boolean_decision
-        cache = FeatureCache(limit_gb, option, processes=processes(trainer), agree=agree)
+        data, cache = self.data, self._cache(limit_gb, option)
         parts = self.unchanging()
         for name, part in parts.items():
             part.features = cache.fill(part, encoders[name], data.batch_size, data.num_workers)
         return frozenset(parts)
+
+    @contextmanager
+    def with_features(
+        self, dataset: Dataset[Any], encoder: Encoder, limit_gb: float, option: str
+    ) -> Iterator[None]:
+        """Let a data set return cached features in place of images, inside the block.
+
+        Generated defects are not cached: their images are the same only within a run.
+
+        Args:
+            dataset: Images of an evaluation.
+            encoder: The encoder.
+            limit_gb: Maximum size of the cache in GB (1e9 bytes).
+            option: Name of the option that sets the limit, for messages.
+
+        Raises:
+            ValueError: If the features would exceed the limit.
+        """
+        if not isinstance(dataset, SampleDataset):
+            yield
+            return
+        data, cache = self.data, self._cache(limit_gb, option)
+        dataset.features = cache.fill(dataset, encoder, data.batch_size, data.num_workers)
+        try:
+            yield
+        finally:
+            dataset.features = None
+
+    def _cache(self, limit_gb: float, option: str) -> FeatureCache:
+        trainer = self.data.trainer
+        assert trainer is not None
+        agree = trainer.strategy.reduce_boolean_decision
+        return FeatureCache(limit_gb, option, processes=processes(trainer), agree=agree)

@@ -4,6 +4,7 @@ from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.methods.clip_ada import CLIPADA
 from anomaly_clip.methods.contrastive import Contrastive
 from anomaly_clip.methods.linear_probe import LinearProbe
+from anomaly_clip.methods.musc import MuSc
 from anomaly_clip.methods.padim import PaDiM
 from anomaly_clip.methods.patchcore import PatchCore
 from anomaly_clip.methods.rd4ad import RD4AD
@@ -22,6 +23,7 @@ __all__ = [
     "AnomalyMethod",
     "Contrastive",
     "LinearProbe",
+    "MuSc",
     "PaDiM",
     "PatchCore",
     "RegAD",

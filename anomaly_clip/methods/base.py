@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,6 +19,7 @@ from anomaly_clip.maps import resize_maps
 from anomaly_clip.methods.evaluated import (
     EvaluatedModule,
     check_backbone,
+    evaluation_loader,
     frozen_dtype,
     missing_data_module,
     reached_limit,
@@ -25,7 +28,7 @@ from anomaly_clip.methods.evaluated import (
 from anomaly_clip.methods.score_input import checked_score
 from anomaly_clip.metrics.curves import CURVES_FILE
 from anomaly_clip.metrics.evaluator import Evaluator, EvaluatorSettings
-from anomaly_clip.progress import say
+from anomaly_clip.progress import say, track
 from anomaly_clip.records import Batch, LoaderNeeds, Scores, WeightsRecord
 
 if TYPE_CHECKING:
@@ -155,6 +158,25 @@ class AnomalyMethod(EvaluatedModule):
         raise NotImplementedError(
             f"{type(self).__name__} has no cached features to score: call score with images"
         )
+
+    def observe(self, batches: Iterable[Batch]) -> None:
+        """See all images of an evaluation before the first one is scored; only if transductive.
+
+        Args:
+            batches: The batches of this process that are scored afterwards, on the CPU. They may
+                have ``features`` in place of images; see :meth:`cached_features`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} is transductive: implement observe")
+
+    def cached_features(self, dataset: Any) -> AbstractContextManager[object]:
+        """Return a context in which a data set returns cached features to :meth:`observe`."""
+        return nullcontext()
+
+    def score_batch(self, batch: Batch) -> Scores:
+        """Score the images, or the cached features, of a batch of an evaluation."""
+        if "features" in batch:
+            return self.score_features(batch["features"], batch["category"])
+        return self.score(batch["image"], batch["category"])
 
     def take_references(self, data: AnomalyData, category: str) -> None:
         """Encode a category's reference images outside a run; by default do nothing."""
@@ -388,12 +410,14 @@ class AnomalyMethod(EvaluatedModule):
         if self.data is not None:
             with torch.no_grad():
                 self.prepare(list(self.evaluator.categories))
+        if self.transductive:
+            loader, limit = evaluation_loader(self.trainer)
+            with torch.no_grad(), self.cached_features(loader.dataset):
+                total = min(limit, len(loader))
+                self.observe(track(islice(loader, total), "encoding images", total))
 
     def _score(self, batch: Batch) -> Scores:
-        if "features" in batch:
-            scores = self.score_features(batch["features"], batch["category"])
-        else:
-            scores = self.score(batch["image"], batch["category"])
+        scores = self.score_batch(batch)
         if "anomaly_map" in scores and "mask" in batch:
             size = (batch["mask"].shape[-2], batch["mask"].shape[-1])
             scores["anomaly_map"] = resize_maps(scores["anomaly_map"], size)

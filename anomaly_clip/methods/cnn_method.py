@@ -77,20 +77,7 @@ class CNNMethod(AnomalyMethod, ABC):
             ValueError: If no layer is given, a layer is not spatial or not exposed by the backbone,
                 or the layers are not ordered from fine to coarse.
         """
-        available = list(self.backbone.strides)
-        unknown = [layer for layer in layers if layer not in available]
-        if unknown or not layers:
-            raise ValueError(
-                f"model.layers must name spatial layers of the backbone ({', '.join(available)}), "
-                f"got {list(layers)}"
-            )
-        strides = [self.backbone.strides[layer] for layer in layers]
-        if strides != sorted(strides):
-            raise ValueError(
-                f"model.layers must list the finest layer first, got {list(layers)} with strides "
-                f"{strides}"
-            )
-        return list(layers)
+        return self.backbone.check_layers(layers)
 
     def check_normal_only(self, data: AnomalyData) -> None:
         """Check that the training data consists of normal images only.

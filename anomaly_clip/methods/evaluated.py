@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, cast, run
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from anomaly_clip.metrics.evaluator import Results
 from anomaly_clip.records import (
@@ -32,6 +34,7 @@ __all__ = [
     "FeatureSource",
     "check_backbone",
     "data_module",
+    "evaluation_loader",
     "frozen_dtype",
     "is_exceeded",
     "missing_data_module",
@@ -168,6 +171,21 @@ def data_module(module: LightningModule) -> AnomalyData | None:
         return None
     data: object = module.trainer.datamodule  # type: ignore[attr-defined]
     return cast("AnomalyData", data) if isinstance(data, _DataModule) else None
+
+
+def evaluation_loader(trainer: Trainer) -> tuple[DataLoader[Batch], int]:
+    """Return the loader of the evaluation that starts, and the number of batches that it scores.
+
+    Args:
+        trainer: A trainer that validates, tests or predicts.
+    """
+    loops: Any = {
+        TrainerFn.VALIDATING: (trainer.val_dataloaders, trainer.num_val_batches),
+        TrainerFn.TESTING: (trainer.test_dataloaders, trainer.num_test_batches),
+        TrainerFn.PREDICTING: (trainer.predict_dataloaders, trainer.num_predict_batches),
+    }
+    loaders, limits = loops[trainer.state.fn]
+    return (loaders[0] if isinstance(loaders, list) else loaders), int(limits[0])
 
 
 def missing_data_module(module: LightningModule, stage: str) -> ValueError:

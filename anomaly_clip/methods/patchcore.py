@@ -8,11 +8,9 @@ unless stated otherwise; see docs/methods/patchcore.md.
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -23,6 +21,7 @@ from torch import Tensor
 from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
 from anomaly_clip.errors import check_at_least, check_between
 from anomaly_clip.maps import gaussian_blur, resize_maps
+from anomaly_clip.memory import available_memory
 from anomaly_clip.methods.cnn_method import FittedMethod, feature_sums
 from anomaly_clip.methods.coreset import k_centre_greedy, project, projected_width
 from anomaly_clip.metrics.evaluator import EvaluatorSettings
@@ -322,27 +321,3 @@ def _seconds_per_centre(rows: int, width: int, device: torch.device) -> float:
         product = torch.mv(few, vector)
     float(product[0])
     return (time.perf_counter() - begun) / 3 * rows / len(few)
-
-
-def available_memory(device: torch.device) -> int | None:
-    """Return the free memory of a device in bytes, None if it is unknown."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        text = Path("/proc/meminfo").read_text(encoding="ascii")
-    except OSError:  # not Linux
-        return None
-    for line in text.splitlines():
-        if line.startswith("MemAvailable:"):
-            return min(int(line.split()[1]) * 1024, _left_to_container())
-    return None
-
-
-def _left_to_container() -> int:
-    """Return the bytes left below a container's cgroup v2 limit, ``sys.maxsize`` if not limited."""
-    folder = Path("/sys/fs/cgroup")
-    try:
-        limit, used = ((folder / f"memory.{name}").read_text() for name in ("max", "current"))
-        return int(limit) - int(used)
-    except (OSError, ValueError):  # no such files, or no limit ("max")
-        return sys.maxsize

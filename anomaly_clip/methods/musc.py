@@ -1,0 +1,481 @@
+"""MuSc (arXiv 2401.16753): zero-shot detection by mutual scoring of unlabelled images.
+
+The test images of a category judge each other: a patch that resembles patches of few other images
+is anomalous. There are no prompts, no normal images and no training. Scores depend on the images
+that are scored together, so the method is transductive.
+
+The backbone may also be a CNN, and images may be compared only with those before them (``online``).
+Both are ours, not the paper's; see docs/methods/musc.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from itertools import product
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from anomaly_clip.backbones import clip, cnn, frozen
+from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, unit
+from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
+from anomaly_clip.backbones.surgery import stage_ends
+from anomaly_clip.errors import check_at_least, check_choice
+from anomaly_clip.files import source_hash
+from anomaly_clip.maps import image_score, resize_maps
+from anomaly_clip.methods.base import AnomalyMethod
+from anomaly_clip.methods.musc_images import ImageFeatures, agreed, gather_rows
+from anomaly_clip.methods.mutual_scoring import (
+    aggregate,
+    check_interval,
+    check_k_list,
+    check_neighbourhood,
+    mutual_scores,
+    rescore,
+    rescore_in_sequence,
+    sequential_scores,
+)
+from anomaly_clip.metrics.evaluator import EvaluatorSettings
+from anomaly_clip.progress import say, track
+from anomaly_clip.records import Batch, Encoder, Scores
+
+__all__ = ["MuSc"]
+
+K_LIST = {"VisA": [1, 8, 9]}
+DEFAULT_K_LIST = [1, 2, 3]
+R_LIST = [1, 3, 5]
+INTERVAL = [0, 0.3]
+CNN_SIZE = 256
+"""Side of the images of a CNN, in pixels (our choice)."""
+RESNET_LAYERS = ["layer2", "layer3"]
+"""Layers of a ResNet (our choice): a finer one would take 16 times as long."""
+FEW = 5
+"""Images of a category below which the published code returns NaN."""
+LARGEST = 32768.0
+"""Absolute value above which the features of an image are scaled down, to fit half precision."""
+VECTOR, REST = "image", "image_rest"
+"""Class vectors are stored as two numbers of half precision, which together have 22 bits."""
+AT_ONCE = 16
+"""Maps upsampled at once."""
+
+
+class SeenImages(NamedTuple):
+    """The last images of a sequence."""
+
+    images: ImageFeatures
+    raw: Tensor
+    """Maximum of each map, ``(n,)``."""
+
+
+class MuSc(AnomalyMethod):
+    """Zero-shot detection by mutual scoring (MuSc, arXiv 2401.16753; docs/methods/musc.md).
+
+    Args:
+        backbone: A CLIP model, or a CNN if ``weights`` are given in place of ``pretrained``.
+        layers: Layers of the patch features. Of a CLIP model: 1-based block numbers; default: the
+            ends of its four quarters. Of a CNN: layer names, finest first; default: layer2 and
+            layer3 of a ResNet.
+        r_list: Sides of the neighbourhoods over which patches are averaged, in patches: odd
+            numbers; default: 1, 3 and 5.
+        interval: Images whose distances are averaged, of those that a patch is compared with, from
+            the nearest: two shares from 0 to 1, or two numbers of images (integers); default: 0 and
+            0.3, the nearest 30 %.
+        k_list: Numbers of images with similar class vectors over which image scores are averaged,
+            including the image itself; [0]: image scores stay as they are. auto: 1, 8 and 9 on
+            VisA, 1, 2 and 3 elsewhere (published).
+        image_size: Side of the square images of a CNN, in pixels; default: 256. The size of a CLIP
+            model is set by backbone.image_size.
+        grid: Side of the grid of patches that are compared, to which features are averaged or
+            interpolated (ours); default: that of the finest layer.
+        scoring: batch: the images of a category are compared with all others (the paper). online:
+            with those that were scored before, for a production line (ours).
+        memory: For online: number of images before an image that it is compared with.
+        start: For online: number of first images that are compared with each other.
+        order_seed: For online: seed of the order of the images in validate and test, as data sets
+            list normal and anomalous images apart. predict keeps the order of the listing.
+        feature_cache_gb: Maximum size of the cache of image features in validate and test, in GB
+            (1e9 bytes); 0: no cache. A later run with other settings of the scoring then encodes no
+            image again.
+        evaluator: Settings of the metrics.
+    """
+
+    must_be_fitted: ClassVar[bool] = False
+    can_be_fitted: ClassVar[bool] = False
+    transductive: ClassVar[bool] = True
+    backbone: CLIPBackbone | CNNBackbone
+
+    def __init__(
+        self,
+        backbone: CLIPSettings | CNNSettings | CLIPBackbone | CNNBackbone = CLIPSettings(),
+        layers: list[int] | list[str] | None = None,
+        r_list: list[int] | None = None,
+        interval: list[int | float] | None = None,
+        k_list: list[int] | Literal["auto"] = "auto",
+        image_size: int | None = None,
+        grid: int | None = None,
+        scoring: Literal["batch", "online"] = "batch",
+        memory: int = 200,
+        start: int = 20,
+        order_seed: int = 0,
+        feature_cache_gb: float = 0.0,
+        evaluator: EvaluatorSettings = EvaluatorSettings(),
+    ) -> None:
+        super().__init__(evaluator)
+        self.r_list = R_LIST if r_list is None else list(r_list)
+        self.interval = INTERVAL if interval is None else list(interval)
+        self.k_list = k_list
+        self.grid = grid
+        self.scoring = scoring
+        self.memory, self.start, self.order_seed = memory, start, order_seed
+        self.feature_cache_gb = feature_cache_gb
+        for r in self.r_list:
+            check_neighbourhood(r)
+        check_interval(self.interval)
+        check_choice("model.scoring", scoring, ("batch", "online"))
+        if grid is not None:
+            check_at_least("model.grid", grid, 1)
+        check_at_least("model.memory", memory, 1)
+        check_at_least("model.start", start, 2)
+        check_at_least("model.order_seed", order_seed, 0)
+        check_at_least("model.feature_cache_gb", feature_cache_gb, 0)
+        if k_list != "auto":
+            check_k_list(k_list)
+        self._take_backbone(backbone, layers, image_size)
+        self._scored: dict[int, tuple[Tensor, float]] = {}
+        """Patch map ``(h, w)`` and image score of each image of the evaluation, by index."""
+        self._seen: dict[str, SeenImages] = {}
+        """For online: the last images of each category."""
+        self._num_images: dict[str, int] = {}
+        self.save_hyperparameters(ignore=["backbone", "layers", "evaluator"], logger=False)
+        settings = {"backbone": asdict(self.backbone.settings), "layers": self.layers}
+        self.save_hyperparameters(settings, logger=False)
+
+    def _take_backbone(
+        self,
+        backbone: CLIPSettings | CNNSettings | CLIPBackbone | CNNBackbone | Mapping[str, Any],
+        layers: Sequence[int] | Sequence[str] | None,
+        image_size: int | None,
+    ) -> None:
+        """Build the backbone; check its layers and the image size.
+
+        Raises:
+            ValueError: If the backbone has no such layers, or sets the image size itself.
+        """
+        if isinstance(backbone, Mapping):  # as checkpoints have it
+            kind: Any = CNNSettings.of if "weights" in backbone else CLIPBackbone.of
+            return self._take_backbone(kind(backbone), layers, image_size)
+        if isinstance(backbone, (CLIPSettings, CLIPBackbone)):
+            tower = self.backbone = CLIPBackbone.of(backbone)
+            if image_size not in (None, tower.image_size):
+                raise ValueError(
+                    f"model.image_size {image_size} is for CNNs: set model.backbone.image_size of "
+                    f"{tower.settings.name}"
+                )
+            numbers = stage_ends(tower.num_layers) if layers is None else layers
+            self.layers: list[int] | list[str] = tower.check_layers(numbers)  # type: ignore[arg-type]
+            self._image_size = tower.image_size
+            return None
+        if isinstance(backbone, CNNBackbone):
+            cnn = self.backbone = backbone
+        else:
+            names = [str(name) for name in layers or backbone.layers or RESNET_LAYERS]
+            # Naming the layers avoids computing those after the last one.
+            cnn = self.backbone = CNNBackbone.of(replace(backbone, layers=names))
+        self.layers = cnn.check_layers(list(cnn.strides) if layers is None else layers)  # type: ignore[arg-type]
+        self._image_size = CNN_SIZE if image_size is None else image_size
+        check_at_least("model.image_size", self._image_size, 32)
+        return None
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square input images of ``score``, in pixels."""
+        return self._image_size
+
+    def protocol(self) -> dict[str, Any]:
+        """Return the settings of the scoring, and how many images were scored together."""
+        online = {"memory": self.memory, "start": self.start, "order_seed": self.order_seed}
+        return {
+            "transductive": True,
+            "scoring": self.scoring,
+            "layers": self.layers,
+            "r_list": self.r_list,
+            "interval": self.interval,
+            "k_list": self.neighbours,
+            "grid": self.grid,
+            "images": dict(self._num_images),
+            **(online if self.is_online else {}),
+        }
+
+    @property
+    def is_online(self) -> bool:
+        """True if images are only compared with those before them."""
+        return self.scoring == "online"
+
+    @property
+    def neighbours(self) -> list[int]:
+        """The ``k_list`` in use."""
+        if self.k_list == "auto":
+            return K_LIST.get(self.dataset_name or "", DEFAULT_K_LIST)
+        return list(self.k_list)
+
+    # -- features --------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the features of images: layers ``(B, C, h, w)``, and a class vector.
+
+        Args:
+            images: uint8 ``(B, 3, S, S)``, or floating point and already normalised.
+
+        Returns:
+            Features by layer number or name, in the range of half precision; and unit class vectors
+            as a sum of ``image`` and ``image_rest``.
+        """
+        if isinstance(self.backbone, CLIPBackbone):
+            last = self.backbone.num_layers
+            numbers = sorted({*map(int, self.layers), last})
+            tokens = dict(zip(numbers, self.backbone(images, numbers), strict=True))
+            vectors = tokens[last].projected[:, 0]  # (B, D)
+            grids = [tokens[int(layer)].raw[:, 1:].mT for layer in self.layers]  # (B, W, N)
+            size = self.backbone.visual.grid_size
+            grids = [grid.unflatten(2, size) for grid in grids]  # (B, W, g, g)
+        else:
+            features = self.backbone(images)
+            grids = [features[str(layer)] for layer in self.layers]  # (B, C, h, w)
+            vectors = grids[-1].mean(dim=(2, 3))
+        vectors = unit(vectors.float())
+        encoded = {VECTOR: vectors.half(), REST: vectors - vectors.half().float()}
+        for layer, grid in zip(self.layers, grids, strict=True):
+            # Standardising an image removes this factor, which is 1 unless values are extreme.
+            factor = (grid.float().abs().amax(dim=(1, 2, 3), keepdim=True) / LARGEST).clamp(min=1)
+            encoded[str(layer)] = grid / factor
+        return encoded
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder, and everything that its features depend on."""
+        backbone = self.backbone
+        code = source_hash(clip.__file__, cnn.__file__, frozen.__file__, __file__)
+        dtype = next(backbone.tower.parameters()).dtype
+        pixels = f"{backbone.mean.flatten().tolist()} {backbone.std.flatten().tolist()}"
+        packages = [version(name) for name in ("open_clip_torch", "torchvision")]
+        key = f"{backbone.identity} {dtype} {pixels} {self.layers} {code} {packages}"
+        return Encoder(self.encode, key, self.device)
+
+    def cached_features(self, dataset: Any) -> AbstractContextManager[object]:
+        """Return a context in which a data set has cached features; see ``feature_cache_gb``."""
+        if self.feature_cache_gb == 0 or self.data is None or self.trainer.predicting:
+            return nullcontext()
+        option = "model.feature_cache_gb"
+        return self.data.fit_sets.with_features(
+            dataset, self.encoder, self.feature_cache_gb, option
+        )
+
+    def _features(self, batch: Batch) -> ImageFeatures:
+        """Return the features of a batch, on the CPU.
+
+        Raises:
+            ValueError: If a value is NaN or infinite.
+        """
+        features = batch.get("features")
+        if features is None:
+            try:
+                features = self.encoder.halves(batch["image"])
+            except OverflowError:
+                raise ValueError(
+                    f"features of an image are NaN or infinite, in the batch that starts with "
+                    f"{batch['path'][0]}: give other backbone weights, or set trainer.precision "
+                    f"32-true"
+                ) from None
+        tensors = {name: value.cpu() for name, value in features.items()}
+        return ImageFeatures(tensors, batch["index"].cpu())
+
+    # -- scoring ---------------------------------------------------------------------------------
+
+    def prepare(self, categories: list[str]) -> None:
+        """Forget the images that were seen before."""
+        self._seen.clear()
+        self._num_images.clear()
+
+    def observe(self, batches: Iterable[Batch]) -> None:
+        """Score all images of an evaluation by each other, category after category.
+
+        Raises:
+            ValueError: If a category has a single image, or features are not finite.
+        """
+        self._scored.clear()
+        waiting = list(self.evaluator.categories) if self.data is not None else []
+        parts: dict[str, list[ImageFeatures]] = {}
+        for batch in batches:
+            if not batch["path"]:  # none of its images could be read
+                continue
+            for name, images in self._features(batch).split(batch["category"]):
+                # Images are listed category after category: those before this one are complete.
+                while name in waiting and waiting[0] != name:
+                    self._score_category(waiting[0], parts.pop(waiting.pop(0), []))
+                parts.setdefault(name, []).append(images)
+        for name in agreed([*waiting, *parts]):
+            self._score_category(name, parts.get(name, []))
+
+    def _score_category(self, name: str, parts: list[ImageFeatures]) -> None:
+        """Score the images of a category that this process has, by those of all processes."""
+        mine = ImageFeatures.joined(parts) if parts else None
+        images = ImageFeatures.gathered(mine, self.device)
+        if images is None:
+            return
+        if self.is_online and not self.trainer.predicting:
+            images = images[drawn_order(len(images), self.order_seed, name)]
+        seen = self._seen.get(name)
+        self._num_images[name] = self._num_images.get(name, 0) + len(images)
+        if seen is None:
+            check_number(len(images), name)
+        indices = set() if mine is None else set(mine.index.tolist())
+        offset = 0 if seen is None else len(seen.raw)
+        rows = [offset + row for row, i in enumerate(images.index.tolist()) if i in indices]
+        if seen is not None:
+            images = ImageFeatures.joined([seen.images, images])
+        start = min(self.start, len(images)) if seen is None else 0
+        patch_maps = self._patch_maps(images, rows, start)
+        mine_raw = {"row": torch.tensor(rows), "raw": self._raw_scores(patch_maps)} if rows else {}
+        gathered = gather_rows(mine_raw, self.device)
+        raw = (
+            torch.zeros(len(images)) if seen is None else F.pad(seen.raw, (0, len(images) - offset))
+        )
+        raw[gathered["row"]] = gathered["raw"]
+        scores = self._image_scores(images, raw, rows, start)
+        for row, patch_map, score in zip(rows, patch_maps, scores.tolist(), strict=True):
+            self._scored[int(images.index[row])] = patch_map, score
+        if self.is_online:
+            last = slice(max(0, len(images) - self.memory), None)
+            self._seen[name] = SeenImages(images[last], raw[last])
+
+    def _patch_maps(self, images: ImageFeatures, rows: Sequence[int], start: int) -> Tensor:
+        """Return the patch scores ``(rows, h, w)`` of some images, averaged over layers and r."""
+        combinations = list(product(self.layers, self.r_list))
+        size = self._grid(images)
+        total = torch.zeros(len(rows), size.numel(), dtype=torch.float64)
+        steps = iter(track(range(len(rows) * len(combinations)), f"comparing {len(images)} images"))
+
+        def advance() -> None:
+            next(steps, None)
+
+        for layer, r in combinations:
+            features = self._aggregated(images.tensors[str(layer)], r, size)  # (n, N, C)
+            if self.is_online:
+                scores = sequential_scores(
+                    features, self.interval, start, self.memory, rows, advance
+                )
+            else:
+                some = None if len(rows) == len(images) else rows
+                scores = mutual_scores(features, self.interval, some, advance=advance)
+            total += scores.double().cpu()
+        advance()  # ends the progress
+        return (total / len(combinations)).float().unflatten(1, size)
+
+    def _grid(self, images: ImageFeatures) -> torch.Size:
+        """Return the size of the grid of patches: that of ``grid``, or of the finest layer."""
+        if self.grid is not None:
+            return torch.Size((self.grid, self.grid))
+        return images.tensors[str(self.layers[0])].shape[-2:]
+
+    def _aggregated(self, grids: Tensor, r: int, size: torch.Size) -> Tensor:
+        """Return the unit features ``(n, N, C)`` of a layer, at the size of the finest layer."""
+        parts = []
+        for block in grids.split(AT_ONCE):
+            block = resize_grids(block.to(self.device).float(), size)
+            parts.append(aggregate(block, r))
+        return torch.cat(parts)
+
+    def _raw_scores(self, patch_maps: Tensor) -> Tensor:
+        """Return the maximum of each upsampled map, ``(n,)``."""
+        parts = [image_score(self._upsampled(block)).cpu() for block in patch_maps.split(AT_ONCE)]
+        return torch.cat(parts)
+
+    def _upsampled(self, patch_maps: Tensor) -> Tensor:
+        """Return maps ``(B, S, S)`` on the device, without blur."""
+        size = (self.image_size, self.image_size)
+        return resize_maps(patch_maps.to(self.device), size, align_corners=True)
+
+    def _image_scores(
+        self, images: ImageFeatures, raw: Tensor, rows: Sequence[int], start: int
+    ) -> Tensor:
+        """Return the final image scores ``(rows,)``."""
+        vectors = unit(images.tensors[VECTOR].float() + images.tensors[REST].float())
+        if self.is_online:
+            return rescore_in_sequence(raw, vectors, self.neighbours, start, self.memory, rows)
+        return rescore(raw, vectors, self.neighbours)[list(rows)]
+
+    @torch.no_grad()
+    def score(self, images: Tensor, categories: list[str]) -> Scores:
+        """Score images ``(B, 3, S, S)`` by each other, category after category.
+
+        Args:
+            images: uint8, or floating point and already normalised. For ``online``, they are a
+                sequence in this order; nothing of it is kept.
+            categories: The category of each image; at least two images of each.
+
+        Raises:
+            ValueError: If a category has a single image.
+        """
+        halves = {name: value.cpu() for name, value in self.encoder.halves(images).items()}
+        features = ImageFeatures(halves, torch.arange(len(images)))
+        image_scores = torch.zeros(len(images))
+        maps: dict[int, Tensor] = {}
+        for name, part in features.split(categories):
+            check_number(len(part), name)
+            rows, start = range(len(part)), min(self.start, len(part))
+            patch_maps = self._patch_maps(part, rows, start)
+            raw = self._raw_scores(patch_maps)
+            image_scores[part.index] = self._image_scores(part, raw, rows, start)
+            maps |= dict(zip(part.index.tolist(), patch_maps, strict=True))
+        ordered = torch.stack([maps[place] for place in range(len(images))])
+        return self._scores(ordered, image_scores)
+
+    def score_batch(self, batch: Batch) -> Scores:
+        """Return the scores of images that :meth:`observe` has compared."""
+        scored = [self._scored[index] for index in batch["index"].tolist()]
+        return self._scores(
+            torch.stack([patch_map for patch_map, _ in scored]),
+            torch.tensor([score for _, score in scored]),
+        )
+
+    def _scores(self, patch_maps: Tensor, image_scores: Tensor) -> Scores:
+        maps = self._upsampled(patch_maps)
+        return Scores(image_score=image_scores.to(maps), anomaly_map=maps)
+
+
+def resize_grids(grids: Tensor, size: torch.Size) -> Tensor:
+    """Resize features ``(n, C, h, w)``: average to a coarser grid, or interpolate (our choice)."""
+    if grids.shape[-2:] == size:
+        return grids
+    if grids.shape[-1] > size[-1]:
+        return F.adaptive_avg_pool2d(grids, (size[0], size[1]))
+    return F.interpolate(grids, size, mode="bilinear", align_corners=False)
+
+
+def drawn_order(n: int, seed: int, category: str) -> Tensor:
+    """Return the order in which images are seen, int64 ``(n,)``: random by (seed, category)."""
+    digest = hashlib.sha256(f"{seed} {category}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    return torch.randperm(n, generator=generator)
+
+
+def check_number(n: int, category: str) -> None:
+    """Check that there are images to compare; tell if they are few.
+
+    Raises:
+        ValueError: If there is only one.
+    """
+    if n < 2:
+        raise ValueError(
+            f"MuSc compares the images of a category with each other, but {category} has {n}: give "
+            f"at least 2, better 20, images of the same thing"
+        )
+    if n < FEW:
+        say(f"MuSc: {category} has {n} images; scores of fewer than {FEW} are weak")

@@ -1,0 +1,105 @@
+"""Features of the images that MuSc compares, on the host in half precision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+__all__ = ["ImageFeatures", "agreed", "gather_rows"]
+
+INDEX = "index"
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """Features of some images of a category.
+
+    Args:
+        tensors: Features by name, ``(n, ...)`` each, on the CPU.
+        index: int64 ``(n,)``, index of each image in its data set.
+    """
+
+    tensors: Mapping[str, Tensor]
+    index: Tensor
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, rows: Tensor | slice) -> ImageFeatures:
+        """Return the features of some of the images."""
+        return ImageFeatures({k: v[rows] for k, v in self.tensors.items()}, self.index[rows])
+
+    @classmethod
+    def joined(cls, parts: Sequence[ImageFeatures]) -> ImageFeatures:
+        """Return the features of all parts, of which there is at least one."""
+        names = parts[0].tensors
+        tensors = {name: torch.cat([part.tensors[name] for part in parts]) for name in names}
+        return cls(tensors, torch.cat([part.index for part in parts]))
+
+    @classmethod
+    def gathered(cls, mine: ImageFeatures | None, device: torch.device) -> ImageFeatures | None:
+        """Return the features of the images of all processes, in the order of their index.
+
+        Args:
+            mine: Images of this process; None without any.
+            device: Device through which processes exchange tensors.
+        """
+        rows = {} if mine is None else {INDEX: mine.index, **mine.tensors}
+        gathered = gather_rows(rows, device)
+        if not gathered:
+            return None
+        index = gathered.pop(INDEX)
+        return cls(gathered, index)[index.argsort()]
+
+    def split(self, categories: Sequence[str]) -> Iterator[tuple[str, ImageFeatures]]:
+        """Yield each category with its images, in the order of their first image.
+
+        Args:
+            categories: Category of each image.
+        """
+        for name in dict.fromkeys(categories):
+            rows = torch.tensor([row for row, other in enumerate(categories) if other == name])
+            yield name, self[rows]
+
+
+def gather_rows(rows: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Return the rows of all processes, one after the other, on the CPU.
+
+    Args:
+        rows: Tensors ``(n, ...)`` by name; empty if this process has none.
+        device: Device through which processes exchange tensors.
+    """
+    if _is_alone():
+        return dict(rows)
+    shapes: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(shapes, {k: (v.shape, v.dtype) for k, v in rows.items()})
+    form: dict[str, Any] = next((shape for shape in shapes if shape), {})
+    gathered = {}
+    for name, (shape, dtype) in form.items():
+        counts = [part[name][0][0] if part else 0 for part in shapes]
+        sent = torch.zeros(max(counts), *shape[1:], dtype=dtype, device=device)
+        if rows:
+            sent[: len(rows[name])] = rows[name].to(device)
+        received = [torch.empty_like(sent) for _ in counts]
+        dist.all_gather(received, sent)
+        parts = [part[:count].cpu() for part, count in zip(received, counts, strict=True)]
+        gathered[name] = torch.cat(parts)
+    return gathered
+
+
+def agreed(names: Sequence[str]) -> list[str]:
+    """Return the names of all processes, each once, in the same order in each process."""
+    gathered: list[Any] = [names]
+    if not _is_alone():
+        gathered = [None] * dist.get_world_size()
+        dist.all_gather_object(gathered, list(names))
+    return list(dict.fromkeys(name for part in gathered for name in part))
+
+
+def _is_alone() -> bool:
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
