@@ -151,7 +151,6 @@ class MuSc(AnomalyMethod):
         """Patch map ``(h, w)`` and image score of each image of the evaluation, by index."""
         self._seen: dict[str, SeenImages] = {}
         """For online: the last images of each category."""
-        self._num_images: dict[str, int] = {}
         self.save_hyperparameters(ignore=["backbone", "layers", "evaluator"], logger=False)
         settings = {"backbone": asdict(self.backbone.settings), "layers": self.layers}
         self.save_hyperparameters(settings, logger=False)
@@ -198,7 +197,7 @@ class MuSc(AnomalyMethod):
         return self._image_size
 
     def protocol(self) -> dict[str, Any]:
-        """Return the settings of the scoring, and how many images were scored together."""
+        """Return the settings of the scoring; the numbers of images are recorded with every run."""
         online = {"memory": self.memory, "start": self.start, "order_seed": self.order_seed}
         return {
             "transductive": True,
@@ -208,7 +207,6 @@ class MuSc(AnomalyMethod):
             "interval": self.interval,
             "k_list": self.neighbours,
             "grid": self.grid,
-            "images": dict(self._num_images),
             **(online if self.is_online else {}),
         }
 
@@ -301,7 +299,6 @@ class MuSc(AnomalyMethod):
     def prepare(self, categories: list[str]) -> None:
         """Forget the images that were seen before."""
         self._seen.clear()
-        self._num_images.clear()
 
     def observe(self, batches: Iterable[Batch]) -> None:
         """Score all images of an evaluation by each other, category after category.
@@ -332,7 +329,6 @@ class MuSc(AnomalyMethod):
         if self.is_online and not self.trainer.predicting:
             images = images[drawn_order(len(images), self.order_seed, name)]
         seen = self._seen.get(name)
-        self._num_images[name] = self._num_images.get(name, 0) + len(images)
         if seen is None:
             check_number(len(images), name)
         indices = set() if mine is None else set(mine.index.tolist())
