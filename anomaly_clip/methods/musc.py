@@ -331,6 +331,8 @@ class MuSc(AnomalyMethod):
         seen = self._seen.get(name)
         if seen is None:
             check_number(len(images), name)
+            if len(images) < FEW:
+                say(f"MuSc: {name} has {len(images)} images; scores of fewer than {FEW} are weak")
         indices = set() if mine is None else set(mine.index.tolist())
         offset = 0 if seen is None else len(seen.raw)
         rows = [offset + row for row, i in enumerate(images.index.tolist()) if i in indices]
@@ -463,7 +465,7 @@ def drawn_order(n: int, seed: int, category: str) -> Tensor:
 
 
 def check_number(n: int, category: str) -> None:
-    """Check that there are images to compare; tell if they are few.
+    """Check that there are images to compare.
 
     Raises:
         ValueError: If there is only one.
@@ -473,5 +475,3 @@ def check_number(n: int, category: str) -> None:
             f"MuSc compares the images of a category with each other, but {category} has {n}: give "
             f"at least 2, better 20, images of the same thing"
         )
-    if n < FEW:
-        say(f"MuSc: {category} has {n} images; scores of fewer than {FEW} are weak")
