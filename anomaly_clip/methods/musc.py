@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from anomaly_clip.backbones import clip, cnn, frozen
@@ -216,6 +217,10 @@ class MuSc(AnomalyMethod):
         return self.scoring == "online"
 
     @property
+    def _predicts(self) -> bool:
+        return self.trainer.state.fn == TrainerFn.PREDICTING
+
+    @property
     def neighbours(self) -> list[int]:
         """The ``k_list`` in use."""
         if self.k_list == "auto":
@@ -268,7 +273,7 @@ class MuSc(AnomalyMethod):
 
     def cached_features(self, dataset: Any) -> AbstractContextManager[object]:
         """Return a context in which a data set has cached features; see ``feature_cache_gb``."""
-        if self.feature_cache_gb == 0 or self.data is None or self.trainer.predicting:
+        if self.feature_cache_gb == 0 or self.data is None or self._predicts:
             return nullcontext()
         option = "model.feature_cache_gb"
         return self.data.fit_sets.with_features(
@@ -326,7 +331,7 @@ class MuSc(AnomalyMethod):
         images = ImageFeatures.gathered(mine, self.device)
         if images is None:
             return
-        if self.is_online and not self.trainer.predicting:
+        if self.is_online and not self._predicts:
             images = images[drawn_order(len(images), self.order_seed, name)]
         seen = self._seen.get(name)
         if seen is None:
