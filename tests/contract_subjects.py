@@ -73,7 +73,9 @@ def cases() -> dict[str, Case]:
         "MuSc online": Case(
             methods.MuSc,
             {**clip, "scoring": "online", "start": 2, "memory": 3},
-            expected_failures={"order_does_not_matter": "an image is compared with those before it"},
+            expected_failures={
+                "order_does_not_matter": "an image is compared with those before it"
+            },
         ),
         "SDP+": Case(
             methods.SDPPlus,
