@@ -146,7 +146,7 @@ def one_image_has_scores(subject: Subject) -> None:
     """A batch of one image keeps its batch dimension; a transductive method may refuse it."""
     scorer = _scorer(subject)
     image = scorer.images[:1]
-    if subject.is_transductive and _is_refused(lambda: scorer.score(image), "one image"):
+    if subject.is_transductive and _refusal(lambda: scorer.score(image)):
         return
     for name, value in scorer.score(image).items():
         assert len(value) == 1, f"{name} is {tuple(value.shape)} for one image"
@@ -340,17 +340,18 @@ def _same(first: Tensor, second: Tensor) -> bool:
 
 
 def _check_refused(call: Callable[[], object], what: str) -> None:
-    assert _is_refused(call, what), f"score takes {what} without a word"
+    message = _refusal(call)
+    assert message is not None, f"score takes {what} without a word"
+    assert message, f"the refusal of {what} has no message"
 
 
-def _is_refused(call: Callable[[], object], what: str) -> bool:
-    """Return whether a call raises ValueError, which needs a message."""
+def _refusal(call: Callable[[], object]) -> str | None:
+    """Return the message of the ValueError that a call raises; None without one."""
     try:
         call()
     except ValueError as error:
-        assert str(error).strip(), f"the refusal of {what} has no message"
-        return True
-    return False
+        return str(error).strip()
+    return None
 
 
 def _new_tensor_bytes() -> int:
