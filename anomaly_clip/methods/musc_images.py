@@ -24,6 +24,7 @@ __all__ = [
     "drawn_order",
     "gather_rows",
     "resize_grids",
+    "tell_if_few",
 ]
 
 INDEX = "index"
@@ -166,7 +167,7 @@ def drawn_order(n: int, seed: int, category: str) -> Tensor:
 
 
 def check_number(n: int, category: str) -> None:
-    """Check that there are images to compare; tell if they are few.
+    """Check that there are images to compare.
 
     Raises:
         ValueError: If there is only one.
@@ -176,5 +177,9 @@ def check_number(n: int, category: str) -> None:
             f"MuSc compares the images of a category with each other, but {category} has {n}: give "
             f"at least 2, better 20, images of the same thing"
         )
+
+
+def tell_if_few(n: int, category: str) -> None:
+    """Log a line if a category has few images."""
     if n < FEW:
         say(f"MuSc: {category} has {n} images; scores of fewer than {FEW} are weak")
