@@ -38,6 +38,7 @@ from anomaly_clip.methods.musc_images import (
     drawn_order,
     gather_rows,
     resize_grids,
+    tell_if_few,
 )
 from anomaly_clip.methods.mutual_scoring import (
     RecentImages,
@@ -327,7 +328,7 @@ class MuSc(AnomalyMethod):
 
     def _score_category(self, name: str, parts: list[ImageFeatures]) -> None:
         """Score the images of a category that this process has, by those of all processes."""
-        mine = ImageFeatures.joined(parts) if parts else None
+        mine = ImageFeatures.collected(parts)
         images = ImageFeatures.gathered(mine, self.device)
         if images is None:
             return
@@ -336,6 +337,7 @@ class MuSc(AnomalyMethod):
         seen = self._seen.get(name)
         if seen is None:
             check_number(len(images), name)
+            tell_if_few(len(images), name)
         indices = set() if mine is None else set(mine.index.tolist())
         rows = [row for row, i in enumerate(images.index.tolist()) if i in indices]
         start = min(self.start, len(images)) if seen is None else 0
