@@ -74,7 +74,7 @@ def test_the_table_of_a_test(marked: bool) -> None:
 def test_the_table_of_each(
     tmp_path: Path, marked: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    protocol = {"data": "Demo", "split": "test", "complete": True, "words": {}}
+    protocol = {"data": "Demo", "split": "test", "complete": True, "words": {}, "fitted": True}
     protocol |= {**(PROTOCOL if marked else {}), "images": {"nut": 4}, "anomalous": {"nut": 2}}
     run = make_run(tmp_path / "nut", {"nut": TWO["nut"]}, protocol=protocol)
     part = json.loads((run / "metrics.json").read_text())
