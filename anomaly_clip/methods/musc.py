@@ -332,7 +332,7 @@ class MuSc(AnomalyMethod):
 
     def _score_category(self, name: str, parts: list[ImageFeatures]) -> None:
         """Score the images of a category that this process has, by those of all processes."""
-        mine = ImageFeatures.joined(parts) if parts else None
+        mine = ImageFeatures.collected(parts)
         images = ImageFeatures.gathered(mine, self.device)
         if images is None:
             return

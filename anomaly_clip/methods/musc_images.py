@@ -43,7 +43,7 @@ class ImageFeatures:
         index: int64 ``(n,)``, index of each image in its data set.
     """
 
-    tensors: Mapping[str, Tensor]
+    tensors: dict[str, Tensor]
     index: Tensor
 
     def __len__(self) -> int:
@@ -65,6 +65,15 @@ class ImageFeatures:
         return cls(tensors, torch.cat([part.index for part in parts]))
 
     @classmethod
+    def collected(cls, parts: list[ImageFeatures]) -> ImageFeatures | None:
+        """Return the features of all parts, which are emptied: both would fill the memory."""
+        if not parts:
+            return None
+        index = torch.cat([part.index for part in parts])
+        names = list(parts[0].tensors)
+        return cls({name: torch.cat([p.tensors.pop(name) for p in parts]) for name in names}, index)
+
+    @classmethod
     def gathered(cls, mine: ImageFeatures | None, device: torch.device) -> ImageFeatures | None:
         """Return the features of the images of all processes, in the order of their index.
 
@@ -76,8 +85,9 @@ class ImageFeatures:
         gathered = gather_rows(rows, device)
         if not gathered:
             return None
-        index = gathered.pop(INDEX)
-        return cls(gathered, index)[index.argsort()]
+        images = cls(gathered, gathered.pop(INDEX))
+        is_sorted = bool((images.index.diff() > 0).all())  # then a copy would only take memory
+        return images if is_sorted else images[images.index.argsort()]
 
     def split(self, categories: Sequence[str]) -> Iterator[tuple[str, ImageFeatures]]:
         """Yield each category with its images, in the order of their first image.
