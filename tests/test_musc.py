@@ -174,7 +174,7 @@ def test_golden_metrics(arrays: Golden, name: str, exact: bool) -> None:
 @pytest.fixture(scope="module")
 def cnn() -> CNNBackbone:
     torch.manual_seed(0)
-    return CNNBackbone("mobilenet_v3_small", "random")
+    return CNNBackbone("mobilenet_v3_small", "random", ["features.1", "features.3"])
 
 
 def random_images(n: int, size: int = 32) -> Tensor:
