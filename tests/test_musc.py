@@ -105,7 +105,7 @@ def test_golden_encoder(arrays: Golden, official: MuSc, images: Tensor) -> None:
 
 @pytest.mark.golden
 def test_golden_mutual_scores_of_images(arrays: Golden, official: MuSc, images: Tensor) -> None:
-    encoded = official.encode(images[order_of(arrays, "e2e")])
+    encoded = official.encoder.encode(images[order_of(arrays, "e2e")])
     vectors = unit(encoded["image"].float() + encoded["image_rest"])
     close(vectors, arrays.expected["e2e.class_tokens"], 1e-5)
     named = arrays.named("e2e.msm.r")
@@ -128,7 +128,7 @@ def test_golden_scores(arrays: Golden, official: MuSc, images: Tensor, name: str
     close(image_score(maps), raw, 1e-4)
     size = (arrays.meta["image_size"],) * 2
     close(patches_to_map(expected["patch_map"], size, align_corners=True), maps, 1e-4)
-    encoded = official.encode(images[order_of(arrays, name)])
+    encoded = official.encoder.encode(images[order_of(arrays, name)])
     vectors = unit(encoded["image"].float() + encoded["image_rest"])
     scores = rescore(image_score(maps), vectors, arrays.meta["e2e_k_list"])
     close(scores, expected["score"], 1e-3)
