@@ -19,10 +19,11 @@ from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, unit
 from anomaly_clip.backbones.cnn import CNNBackbone
 from anomaly_clip.maps import image_score, patches_to_map
 from anomaly_clip.methods import MuSc
+from anomaly_clip.methods.musc_encoder import class_vectors, encode, halves
 from anomaly_clip.methods.musc_images import resize_grids
 from anomaly_clip.methods.mutual_scoring import aggregate, mutual_scores, rescore
 from anomaly_clip.metrics import Evaluator, EvaluatorSettings
-from anomaly_clip.records import Scores
+from anomaly_clip.records import Encoder, Scores
 
 VOCABULARY = 49408
 MEASURED = (
@@ -106,7 +107,7 @@ def test_golden_encoder(arrays: Golden, official: MuSc, images: Tensor) -> None:
 @pytest.mark.golden
 def test_golden_mutual_scores_of_images(arrays: Golden, official: MuSc, images: Tensor) -> None:
     encoded = official.encoder.encode(images[order_of(arrays, "e2e")])
-    vectors = unit(encoded["image"].float() + encoded["image_rest"])
+    vectors = class_vectors(encoded)
     close(vectors, arrays.expected["e2e.class_tokens"], 1e-5)
     named = arrays.named("e2e.msm.r")
     assert len(named) == len(arrays.meta["layers"]) * len(arrays.meta["r_list"])
@@ -129,7 +130,7 @@ def test_golden_scores(arrays: Golden, official: MuSc, images: Tensor, name: str
     size = (arrays.meta["image_size"],) * 2
     close(patches_to_map(expected["patch_map"], size, align_corners=True), maps, 1e-4)
     encoded = official.encoder.encode(images[order_of(arrays, name)])
-    vectors = unit(encoded["image"].float() + encoded["image_rest"])
+    vectors = class_vectors(encoded)
     scores = rescore(image_score(maps), vectors, arrays.meta["e2e_k_list"])
     close(scores, expected["score"], 1e-3)
     if len(parts) == 1:
@@ -240,18 +241,23 @@ def test_a_grid_averages_the_layers_of_a_cnn(cnn: CNNBackbone) -> None:
     close(scores["anomaly_map"], patches_to_map(maps, (64, 64), align_corners=True), 2e-3)
 
 
-def test_extreme_features_fit_half_precision(tiny_clip: CLIPBackbone) -> None:
-    method, images = small(tiny_clip), random_images(4)
-    plain = method.score(images, ["a"] * 4)["anomaly_map"]
-    forward = method.encode
+def test_extreme_features_fit_half_precision() -> None:
+    torch.manual_seed(0)
+    features = {"fine": 1e6 * torch.randn(2, 5, 4, 4), "coarse": torch.randn(2, 5, 4, 4)}
+    backbone: Any = lambda images: features  # noqa: E731
+    encoded = encode(backbone, ["fine", "coarse"], torch.zeros(2, 3, 8, 8))
+    assert torch.equal(encoded["coarse"], features["coarse"])
+    assert encoded["fine"].half().isfinite().all()
+    close(aggregate(encoded["fine"].half(), 3), aggregate(features["fine"], 3), 2e-3)
+    mean = features["coarse"].mean(dim=(2, 3))
+    close(class_vectors({k: v.half() for k, v in encoded.items()}), unit(mean), 1e-6)
 
-    def large(images: Tensor) -> dict[str, Tensor]:
-        encoded = forward(images)
-        factor = 32768 / encoded["2"].abs().amax()
-        return {**encoded, "2": encoded["2"] * factor}
 
-    method.encode = large  # type: ignore[method-assign]
-    close(method.score(images, ["a"] * 4)["anomaly_map"], plain, 2e-3)
+def test_features_that_are_not_finite_are_refused() -> None:
+    encoder = Encoder(lambda images: {"a": images / 0}, "key", torch.device("cpu"))
+    message = "features of an image are NaN or infinite, in b.png: give other backbone weights"
+    with pytest.raises(ValueError, match=message):
+        halves(encoder, torch.ones(1, 3, 8, 8), "b.png")
 
 
 @pytest.mark.parametrize("categories", [["a"], ["a", "b", "a"]])
