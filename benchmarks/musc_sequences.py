@@ -63,7 +63,9 @@ def milliseconds() -> dict[str, dict[str, float]]:
         "demo CLIP, 4 layers, 100 patches": MuSc(DEMO_CLIP, **options),
     }
     # The time does not depend on what is in the images.
-    drawn = [draw_photograph("black_leather", 0, number, None, 128).image for number in range(START)]
+    drawn = [
+        draw_photograph("black_leather", 0, number, None, 128).image for number in range(START)
+    ]
     images = cycle([Image.fromarray(image) for image in drawn])
     elapsed: dict[str, dict[str, float]] = {}
     for name, method in methods.items():
