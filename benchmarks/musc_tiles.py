@@ -7,7 +7,7 @@ DIR holds the magnetic tiles in MVTec-AD's layout. The 577 test images are split
 tile: images are sorted by the number in their names, a gap above 500 starts a new group, and the
 groups are shuffled per kind of defect with seed 22 and dealt out. All settings of a grid are tried
 on the first half. The one with the highest mean of image and pixel AUROC (``CHOSEN``) was then
-measured on the second half, beside PatchCore (150 normal training images), SDP, and MuSc on random
+measured on the second half, as were PatchCore (150 normal training images), SDP, and MuSc on random
 weights. ``shares`` scores 100 images of the second half at a time, of which 5, 20 and 67 % are
 anomalous. Brain MRI and Head CT are scored with the same setting. ``--folder`` keeps the results of
 all parts, so that an interrupted run continues. The exit status is 1 if MuSc misses its goal, an
