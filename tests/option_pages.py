@@ -81,8 +81,9 @@ def type_words(annotation: Any, link: str = "") -> str:
         return WORDS[annotation]
     settings = settings_in(annotation)
     if settings:
-        name = settings[0].__name__
-        return f"[{name}]({link}#{anchor(name)})" + _or_null(annotation)
+        names = [kind.__name__ for kind in settings]
+        links = [f"[{name}]({link}#{anchor(name)})" for name in names]
+        return " or ".join(links) + _or_null(annotation)
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return ", ".join(f"`{_value(part)}`" for part in parts)

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 from scipy.stats import binomtest
 
+from anomaly_clip.backbones.cnn import CNNSettings
 from anomaly_clip.decisions.calibration import Calibration, CategoryCalibration
 from anomaly_clip.decisions.sentences import guarantee
+from anomaly_clip.methods import MuSc
 from anomaly_clip.recording.decision_record import (
     decision_lines,
     decisions_record,
@@ -142,7 +144,10 @@ def test_a_cross_validation_promises_no_false_discovery_rate_and_no_bound_of_dri
 
 
 def test_the_way_to_a_calibration() -> None:
+    method = MuSc(CNNSettings("squeezenet1_1", "random"), ["features.12"])
+    assert "MuSc scores images by each other: look at" in no_decisions(None, method)
+    method.transductive = False  # type: ignore[misc]
     assert "anomaly_clip calibrate --ckpt_path 'runs/my run/1' --data.root" in no_decisions(
-        "runs/my run/1"
+        "runs/my run/1", method
     )
-    assert "for --calibration.file" in no_decisions(None)
+    assert "for --calibration.file" in no_decisions(None, method)

@@ -145,12 +145,31 @@ def test_messages_of_several_processes_are_printed_once(
     assert "anomaly_clip: " not in err
 
 
+@pytest.mark.slow
+def test_a_zero_shot_method_is_only_tested(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    demo = ["--data", "Demo", "--data.categories", "[steel nut, red capsule]"]
+    demo += ["--data.num_test", "4", "--data.picture_size", "64"]
+    line = ["each", "--model", "SDP", "--model.backbone.pretrained", "demo", *demo]
+    assert main([*line, "--dry-run"]) == 0
+    assert capsys.readouterr().out.count("anomaly_clip test --model SDP") == 2
+    assert main(line) == 0
+    run = tmp_path / "runs" / "SDP" / "1-each"
+    together = json.loads((run / "metrics.json").read_text())
+    assert set(together["categories"]) == {"steel nut", "red capsule"}
+    assert "one run per category" in capsys.readouterr().out
+    assert not list(run.glob("*/checkpoints"))
+    assert main(["each", "--resume", str(run)]) == 0
+    assert capsys.readouterr().err.count("already finished") == 2
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         (["each", "--resume", "nowhere"], "--resume nowhere: expected a run folder of each"),
         (["each", "--resume"], "expected a run folder of each"),
-        (["each", "--model", "SDP", "--data", "Demo"], "SDP is zero-shot and has nothing to fit"),
         (["each", "--model", "Contrastive", "--data", "Demo"], "Contrastive scores no images"),
         (["each", "--model.image_sise", "3"], "image_sise"),
         (

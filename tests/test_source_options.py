@@ -94,3 +94,15 @@ class Mine(FittedMethod):
     assert {"backbone", "layers", "evaluator"} <= set(names)
     assert "image_size" not in names  # passed on by the constructor
     assert find_class("my_module.Other", folder=str(tmp_path)) is None
+
+
+def test_an_option_with_two_kinds_of_settings() -> None:
+    """The backbone of MuSc is a CLIP model or a CNN; each text names the kind that it is for."""
+    source = find_class("anomaly_clip.methods.musc.MuSc")
+    assert source is not None
+    backbone = next(option for option in source.options() if option.name == "backbone")
+    texts = {option.name: option.help for option in backbone.settings}
+    assert texts["name"].startswith("CLIP: An open_clip model name")
+    assert texts["name"].endswith("CNN: A torchvision model.")
+    assert texts["pretrained"].startswith("CLIP: ")
+    assert texts["weights"].startswith("CNN: ")

@@ -269,6 +269,11 @@ class CLIPBackbone(FrozenBackbone):
             ValueError: If the numbers are not ascending, or the model has no such layer.
         """
         layers = [self.num_layers] if layers is None else list(layers)
+        if not all(isinstance(layer, int) for layer in layers):
+            raise ValueError(
+                f"layers {layers}: the layers of {self.settings.name} are numbers from 1 to "
+                f"{self.num_layers}; names are for CNNs"
+            )
         ascending = all(a < b for a, b in pairwise(layers))
         if not layers or not ascending or layers[0] < 1 or layers[-1] > self.num_layers:
             raise ValueError(

@@ -166,6 +166,11 @@ def _subject(options: argparse.Namespace, settings: Mapping[str, str], scratch: 
     if folder is None:
         source = detector_source(options, settings)
         loaded = source.load()
+        if loaded.detector.method.transductive:
+            raise UserError(
+                f"{type(loaded.detector.method).__name__} scores images by each other, so that "
+                f"there is no time of one image: time its test or predict instead"
+            )
         fields = {name: _plain(value) for name, value in asdict(source).items()}
         job = {"loader": LOADER, "source": fields}
         return subject_of_detector(

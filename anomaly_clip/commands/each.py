@@ -1,7 +1,7 @@
 """``anomaly_clip each``: fit and test one model per category, then merge their metrics.
 
 Categories run one after the other, each in its own subfolder of the run. A category that fails does
-not stop the others. An interrupted run can be resumed.
+not stop the others. An interrupted run can be resumed. Zero-shot methods are only tested.
 """
 
 from __future__ import annotations
@@ -79,7 +79,14 @@ def run_each(words: Sequence[str]) -> int:
         return _list_fits(words) if lists_only else _run(words, folder)
 
 
-class _EachCLI(DryRunCLI):
+class _PlanCLI(DryRunCLI):
+    """Command line of the fit of all categories, or of the test of a zero-shot method."""
+
+    def _check_method(self, method: EvaluatedModule, verb: str, path: str | None) -> None:
+        super()._check_method(method, verb if _is_fitted(method) else "test", path)
+
+
+class _EachCLI(_PlanCLI):
     run_verb = "each"
 
 
@@ -96,10 +103,11 @@ def _list_fits(words: Sequence[str]) -> int:
     """Print the command of each category's fit."""
     line = arrange(["fit", *words])[1:]
     with tempfile.TemporaryDirectory() as nowhere, user_errors(known_options):
-        plan = DryRunCLI(args=["fit", *line, "--output.folder", nowhere])
+        plan = _PlanCLI(args=["fit", *line, "--output.folder", nowhere])
+        verb = "fit" if _is_fitted(plan.model) else "test"
         for category in _categories(plan.model, plan.datamodule):
             chosen = ["--data.categories", json.dumps([category])]
-            print(shlex.join(["anomaly_clip", "fit", *line, *chosen]))
+            print(shlex.join(["anomaly_clip", verb, *line, *chosen]))
     return 0
 
 
@@ -113,7 +121,14 @@ def _run(words: Sequence[str], resumed: Path | None) -> int:
         categories = _categories(method, data)
         with user_errors(known_options):
             is_tested = data.is_tested_after_fit
-        _check_checkpoints(plan)
+        is_fitted = _is_fitted(method)
+        if is_fitted:
+            _check_checkpoints(plan)
+        elif not is_tested:
+            raise UserError(
+                f"{data.root}: no folder is defective, so there is nothing to test "
+                f"{type(method).__name__} on: use predict"
+            )
         if resumed is None and writer.requested_folder is not None:
             _check_folder(writer.requested_folder, writer.config, categories)
     except UserError:
@@ -129,7 +144,9 @@ def _run(words: Sequence[str], resumed: Path | None) -> int:
     del plan, method  # each category builds its own from the same configuration
     jobs = {
         name: partial(
-            _run_category, folder / CONFIG, folder / safe_name(name), name, several, is_tested
+            _run_category,
+            *(folder / CONFIG, folder / safe_name(name), name),
+            *(several, is_fitted, is_tested),
         )
         for name in categories
     }
@@ -211,6 +228,11 @@ def _categories(method: object, data: AnomalyData) -> list[str]:
     return categories
 
 
+def _is_fitted(method: object) -> bool:
+    """Return whether a method is fitted: zero-shot methods are not."""
+    return getattr(method, "can_be_fitted", True)
+
+
 def _words_of(folder: Path, more: Sequence[str]) -> list[str]:
     """Return the arguments of ``fit`` for a resumed run.
 
@@ -225,7 +247,7 @@ def _words_of(folder: Path, more: Sequence[str]) -> list[str]:
 
 
 def _run_category(
-    config: Path, folder: Path, category: str, several: bool, is_tested: bool
+    config: Path, folder: Path, category: str, several: bool, is_fitted: bool, is_tested: bool
 ) -> None:
     """Fit and test a category unless both are finished; an interrupted fit continues.
 
@@ -234,6 +256,7 @@ def _run_category(
         folder: The category's folder.
         category: The category.
         several: Whether the runs need several processes.
+        is_fitted: False for a zero-shot method.
         is_tested: False if there is nothing to test on.
     """
     if (folder / TESTED).is_file():
@@ -241,14 +264,17 @@ def _run_category(
         return
     checkpoint = folder / "checkpoints" / LAST
     options = ["--config", str(config), "--data.categories", json.dumps([category])]
-    if not (folder / FITTED).is_file():  # a checkpoint alone may come from the middle of a fit
+    if (
+        is_fitted and not (folder / FITTED).is_file()
+    ):  # a checkpoint alone may come from the middle of a fit
         fit_in(folder, options, several, category)
         (folder / FITTED).touch()
     if not is_tested:
         return
     options += ["--output.folder", str(folder)]
     shutil.rmtree(folder / "logs" / "test", ignore_errors=True)  # left by an interrupted test
-    run_verb(["test", *options, "--ckpt_path", str(checkpoint)], several)
+    fitted = ["--ckpt_path", str(checkpoint)] if is_fitted else []
+    run_verb(["test", *options, *fitted], several)
     (folder / TESTED).touch()  # not earlier: a test writes its images after its metrics
 
 
@@ -287,7 +313,8 @@ def _write_merged(
     write_metrics(folder, results, run, decisions)
     protocol = run["protocol"]
     counts = {name: (protocol["images"][name], protocol["anomalous"][name]) for name in parts}
-    title = f"{run['method']} on {protocol['data']}, one model per category, test"
+    how = "one model per category" if protocol["fitted"] else "one run per category"
+    title = f"{run['method']} on {protocol['data']}, {how}, test"
     if failed:
         title += f"\nWITHOUT {', '.join(failed)}"
     title += "".join(f"\n{warning}" for warning in unreadable_warnings(protocol))

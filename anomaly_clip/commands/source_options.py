@@ -162,23 +162,20 @@ class ClassSource:
         value = UNKNOWN if default is None else value_of(self.file, default)
         settings = None if kind is None else self._settings(kind)
         text = "" if kind is None else type_text(self.file, kind)
-        if settings is None:
+        if not settings:
             return SourceOption(name, text, value, help_text)
         given = value if isinstance(value, Mapping) else {}
         parts = tuple(
             replace(option, default=given.get(option.name, option.default))
-            for option in settings.options()
+            for option in _of_all(settings)
         )
-        return SourceOption(name, "settings", value, help_text or settings.summary, parts)
+        return SourceOption(name, "settings", value, help_text or settings[0].summary, parts)
 
-    def _settings(self, kind: ast.expr) -> ClassSource | None:
-        """Return the settings class of a type, if it is one."""
-        for part in alternatives(kind):
-            if isinstance(part, ast.Name):
-                source = _find(self.file, part.id)
-                if source is not None and _is_dataclass(source.node):
-                    return source
-        return None
+    def _settings(self, kind: ast.expr) -> list[ClassSource]:
+        """Return the settings classes among the alternatives of a type."""
+        names = [part.id for part in alternatives(kind) if isinstance(part, ast.Name)]
+        sources = (_find(self.file, name) for name in names)
+        return [source for source in sources if source is not None and _is_dataclass(source.node)]
 
 
 def find_class(name: str, modules: Sequence[str] = (), folder: str = "") -> ClassSource | None:
@@ -224,6 +221,23 @@ def _find(file: Path, name: str, folder: str = "") -> ClassSource | None:
     if place is None or not isinstance(place[1], ast.ClassDef):
         return None
     return ClassSource(place[0], place[1])
+
+
+def _of_all(settings: Sequence[ClassSource]) -> list[SourceOption]:
+    """Return the options of settings classes; of several, the help names the class of each text."""
+    if len(settings) == 1:
+        return settings[0].options()
+    options: dict[str, SourceOption] = {}
+    for source in settings:
+        title = source.name.removesuffix("Settings")
+        for option in source.options():
+            text = f"{title}: {option.help}"
+            if option.name in options:
+                first = options[option.name]
+                options[option.name] = replace(first, help=f"{first.help} {text}")
+            else:
+                options[option.name] = replace(option, help=text)
+    return list(options.values())
 
 
 def _is_dataclass(node: ast.ClassDef) -> bool:

@@ -214,7 +214,12 @@ def _backbone_section(named: NamedOptions) -> Iterator[str]:
         return
     yield f"backbone of {choice.name if choice else ''}"
     yield from _option_lines("model.backbone", backbone.settings, named, True)
-    if not any(option.name == "layers" for option in backbone.settings):
+    names = {option.name for option in backbone.settings}
+    if "layers" not in names:
+        return
+    if "pretrained" in names and "model.backbone.weights" not in named.values:
+        yield from ["", "for the layers of a CNN, add --model.backbone.name NAME"]
+        yield "    --model.backbone.weights FILE-or-imagenet"
         return
     from anomaly_clip.backbones.cnn_layers import list_layers  # takes some seconds
 

@@ -10,16 +10,15 @@ Both are ours, not the paper's; see docs/methods/musc.md.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from itertools import product
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from anomaly_clip.backbones import clip, cnn, frozen
@@ -30,8 +29,18 @@ from anomaly_clip.errors import check_at_least, check_choice
 from anomaly_clip.files import source_hash
 from anomaly_clip.maps import image_score, resize_maps
 from anomaly_clip.methods.base import AnomalyMethod
-from anomaly_clip.methods.musc_images import ImageFeatures, agreed, gather_rows
+from anomaly_clip.methods.musc_images import (
+    ImageFeatures,
+    Recent,
+    SeenImages,
+    agreed,
+    check_number,
+    drawn_order,
+    gather_rows,
+    resize_grids,
+)
 from anomaly_clip.methods.mutual_scoring import (
+    RecentImages,
     aggregate,
     check_interval,
     check_k_list,
@@ -39,10 +48,11 @@ from anomaly_clip.methods.mutual_scoring import (
     mutual_scores,
     rescore,
     rescore_in_sequence,
+    room_on,
     sequential_scores,
 )
 from anomaly_clip.metrics.evaluator import EvaluatorSettings
-from anomaly_clip.progress import say, track
+from anomaly_clip.progress import track
 from anomaly_clip.records import Batch, Encoder, Scores
 
 __all__ = ["MuSc"]
@@ -55,22 +65,12 @@ CNN_SIZE = 256
 """Side of the images of a CNN, in pixels (our choice)."""
 RESNET_LAYERS = ["layer2", "layer3"]
 """Layers of a ResNet (our choice): a finer one would take 16 times as long."""
-FEW = 5
-"""Images of a category below which the published code returns NaN."""
 LARGEST = 32768.0
 """Absolute value above which the features of an image are scaled down, to fit half precision."""
 VECTOR, REST = "image", "image_rest"
 """Class vectors are stored as two numbers of half precision, which together have 22 bits."""
 AT_ONCE = 16
 """Maps upsampled at once."""
-
-
-class SeenImages(NamedTuple):
-    """The last images of a sequence."""
-
-    images: ImageFeatures
-    raw: Tensor
-    """Maximum of each map, ``(n,)``."""
 
 
 class MuSc(AnomalyMethod):
@@ -151,7 +151,6 @@ class MuSc(AnomalyMethod):
         """Patch map ``(h, w)`` and image score of each image of the evaluation, by index."""
         self._seen: dict[str, SeenImages] = {}
         """For online: the last images of each category."""
-        self._num_images: dict[str, int] = {}
         self.save_hyperparameters(ignore=["backbone", "layers", "evaluator"], logger=False)
         settings = {"backbone": asdict(self.backbone.settings), "layers": self.layers}
         self.save_hyperparameters(settings, logger=False)
@@ -198,7 +197,7 @@ class MuSc(AnomalyMethod):
         return self._image_size
 
     def protocol(self) -> dict[str, Any]:
-        """Return the settings of the scoring, and how many images were scored together."""
+        """Return the settings of the scoring; the numbers of images are recorded with every run."""
         online = {"memory": self.memory, "start": self.start, "order_seed": self.order_seed}
         return {
             "transductive": True,
@@ -208,7 +207,6 @@ class MuSc(AnomalyMethod):
             "interval": self.interval,
             "k_list": self.neighbours,
             "grid": self.grid,
-            "images": dict(self._num_images),
             **(online if self.is_online else {}),
         }
 
@@ -216,6 +214,11 @@ class MuSc(AnomalyMethod):
     def is_online(self) -> bool:
         """True if images are only compared with those before them."""
         return self.scoring == "online"
+
+    @property
+    def is_predicting(self) -> bool:
+        """True in predict and in a detector, which keep the order of the images."""
+        return self.trainer.state.fn == TrainerFn.PREDICTING
 
     @property
     def neighbours(self) -> list[int]:
@@ -270,7 +273,7 @@ class MuSc(AnomalyMethod):
 
     def cached_features(self, dataset: Any) -> AbstractContextManager[object]:
         """Return a context in which a data set has cached features; see ``feature_cache_gb``."""
-        if self.feature_cache_gb == 0 or self.data is None or self.trainer.predicting:
+        if self.feature_cache_gb == 0 or self.data is None or self.is_predicting:
             return nullcontext()
         option = "model.feature_cache_gb"
         return self.data.fit_sets.with_features(
@@ -301,7 +304,6 @@ class MuSc(AnomalyMethod):
     def prepare(self, categories: list[str]) -> None:
         """Forget the images that were seen before."""
         self._seen.clear()
-        self._num_images.clear()
 
     def observe(self, batches: Iterable[Batch]) -> None:
         """Score all images of an evaluation by each other, category after category.
@@ -329,34 +331,58 @@ class MuSc(AnomalyMethod):
         images = ImageFeatures.gathered(mine, self.device)
         if images is None:
             return
-        if self.is_online and not self.trainer.predicting:
+        if self.is_online and not self.is_predicting:
             images = images[drawn_order(len(images), self.order_seed, name)]
         seen = self._seen.get(name)
-        self._num_images[name] = self._num_images.get(name, 0) + len(images)
         if seen is None:
             check_number(len(images), name)
         indices = set() if mine is None else set(mine.index.tolist())
-        offset = 0 if seen is None else len(seen.raw)
-        rows = [offset + row for row, i in enumerate(images.index.tolist()) if i in indices]
-        if seen is not None:
-            images = ImageFeatures.joined([seen.images, images])
+        rows = [row for row, i in enumerate(images.index.tolist()) if i in indices]
         start = min(self.start, len(images)) if seen is None else 0
-        patch_maps = self._patch_maps(images, rows, start)
+        recent = self._recent(images) if seen is None else seen.recent
+        patch_maps = self._patch_maps(images, rows, start, seen, recent)
         mine_raw = {"row": torch.tensor(rows), "raw": self._raw_scores(patch_maps)} if rows else {}
         gathered = gather_rows(mine_raw, self.device)
-        raw = (
-            torch.zeros(len(images)) if seen is None else F.pad(seen.raw, (0, len(images) - offset))
-        )
+        raw = torch.zeros(len(images))
         raw[gathered["row"]] = gathered["raw"]
+        if recent is not None:
+            images = images.only([VECTOR, REST])
+        if seen is not None:
+            rows = [len(seen.raw) + row for row in rows]
+            raw = torch.cat([seen.raw, raw])
+            images = ImageFeatures.joined([seen.images, images])
         scores = self._image_scores(images, raw, rows, start)
         for row, patch_map, score in zip(rows, patch_maps, scores.tolist(), strict=True):
             self._scored[int(images.index[row])] = patch_map, score
         if self.is_online:
             last = slice(max(0, len(images) - self.memory), None)
-            self._seen[name] = SeenImages(images[last], raw[last])
+            self._seen[name] = SeenImages(images[last], raw[last], recent)
 
-    def _patch_maps(self, images: ImageFeatures, rows: Sequence[int], start: int) -> Tensor:
-        """Return the patch scores ``(rows, h, w)`` of some images, averaged over layers and r."""
+    def _recent(self, images: ImageFeatures) -> Recent | None:
+        """Return a place to keep aggregated features; None without later calls, or memory."""
+        if not (self.is_online and self.is_predicting):
+            return None
+        channels = sum(images.tensors[str(layer)].shape[1] for layer in self.layers)
+        of_image = self._grid(images).numel() * channels * len(self.r_list) * 4
+        return {} if of_image * self.memory <= room_on(self.device) else None
+
+    def _patch_maps(
+        self,
+        images: ImageFeatures,
+        rows: Sequence[int],
+        start: int,
+        seen: SeenImages | None = None,
+        recent: Recent | None = None,
+    ) -> Tensor:
+        """Return the patch scores ``(rows, h, w)`` of some images, averaged over layers and r.
+
+        Args:
+            images: Images to compare.
+            rows: Images to score.
+            start: See :func:`sequential_scores`.
+            seen: Images before these.
+            recent: Place to keep aggregated features for the next call.
+        """
         combinations = list(product(self.layers, self.r_list))
         size = self._grid(images)
         total = torch.zeros(len(rows), size.numel(), dtype=torch.float64)
@@ -368,15 +394,30 @@ class MuSc(AnomalyMethod):
         for layer, r in combinations:
             features = self._aggregated(images.tensors[str(layer)], r, size)  # (n, N, C)
             if self.is_online:
+                before = self._before(seen, str(layer), r, size)
                 scores = sequential_scores(
-                    features, self.interval, start, self.memory, rows, advance
+                    features, self.interval, start, self.memory, rows, advance, before
                 )
+                if recent is not None:
+                    recent[str(layer), r] = before
             else:
                 some = None if len(rows) == len(images) else rows
                 scores = mutual_scores(features, self.interval, some, advance=advance)
-            total += scores.double().cpu()
+            total += scores.cpu().double()
         advance()  # ends the progress
         return (total / len(combinations)).float().unflatten(1, size)
+
+    def _before(
+        self, seen: SeenImages | None, layer: str, r: int, size: torch.Size
+    ) -> RecentImages:
+        """Return the aggregated features of the images that were seen before."""
+        if seen is not None and seen.recent is not None:
+            return seen.recent[layer, r]
+        before = RecentImages(self.memory)
+        if seen is not None:
+            for image in self._aggregated(seen.images.tensors[layer], r, size):
+                before.add(image)
+        return before
 
     def _grid(self, images: ImageFeatures) -> torch.Size:
         """Return the size of the grid of patches: that of ``grid``, or of the finest layer."""
@@ -448,34 +489,3 @@ class MuSc(AnomalyMethod):
     def _scores(self, patch_maps: Tensor, image_scores: Tensor) -> Scores:
         maps = self._upsampled(patch_maps)
         return Scores(image_score=image_scores.to(maps), anomaly_map=maps)
-
-
-def resize_grids(grids: Tensor, size: torch.Size) -> Tensor:
-    """Resize features ``(n, C, h, w)``: average to a coarser grid, or interpolate (our choice)."""
-    if grids.shape[-2:] == size:
-        return grids
-    if grids.shape[-1] > size[-1]:
-        return F.adaptive_avg_pool2d(grids, (size[0], size[1]))
-    return F.interpolate(grids, size, mode="bilinear", align_corners=False)
-
-
-def drawn_order(n: int, seed: int, category: str) -> Tensor:
-    """Return the order in which images are seen, int64 ``(n,)``: random by (seed, category)."""
-    digest = hashlib.sha256(f"{seed} {category}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-    return torch.randperm(n, generator=generator)
-
-
-def check_number(n: int, category: str) -> None:
-    """Check that there are images to compare; tell if they are few.
-
-    Raises:
-        ValueError: If there is only one.
-    """
-    if n < 2:
-        raise ValueError(
-            f"MuSc compares the images of a category with each other, but {category} has {n}: give "
-            f"at least 2, better 20, images of the same thing"
-        )
-    if n < FEW:
-        say(f"MuSc: {category} has {n} images; scores of fewer than {FEW} are weak")

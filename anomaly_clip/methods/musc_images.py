@@ -1,18 +1,36 @@
-"""Features of the images that MuSc compares, on the host in half precision."""
+"""The images that MuSc compares: their features, gathered from all processes, and their order."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["ImageFeatures", "agreed", "gather_rows"]
+from anomaly_clip.methods.mutual_scoring import RecentImages
+from anomaly_clip.progress import say
+
+__all__ = [
+    "ImageFeatures",
+    "Recent",
+    "SeenImages",
+    "agreed",
+    "check_number",
+    "drawn_order",
+    "gather_rows",
+    "resize_grids",
+]
 
 INDEX = "index"
+FEW = 5
+"""Images of a category below which the published code returns NaN."""
+Recent = dict[tuple[str, int], RecentImages]
+"""Aggregated features of the last images of a sequence, by layer and r."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +38,7 @@ class ImageFeatures:
     """Features of some images of a category.
 
     Args:
-        tensors: Features by name, ``(n, ...)`` each, on the CPU.
+        tensors: Features by name, ``(n, ...)`` each, on the CPU in half precision.
         index: int64 ``(n,)``, index of each image in its data set.
     """
 
@@ -33,6 +51,10 @@ class ImageFeatures:
     def __getitem__(self, rows: Tensor | slice) -> ImageFeatures:
         """Return the features of some of the images."""
         return ImageFeatures({k: v[rows] for k, v in self.tensors.items()}, self.index[rows])
+
+    def only(self, names: Sequence[str]) -> ImageFeatures:
+        """Return some of the tensors."""
+        return ImageFeatures({name: self.tensors[name] for name in names}, self.index)
 
     @classmethod
     def joined(cls, parts: Sequence[ImageFeatures]) -> ImageFeatures:
@@ -65,6 +87,17 @@ class ImageFeatures:
         for name in dict.fromkeys(categories):
             rows = torch.tensor([row for row, other in enumerate(categories) if other == name])
             yield name, self[rows]
+
+
+class SeenImages(NamedTuple):
+    """The last images of a sequence."""
+
+    images: ImageFeatures
+    """Class vectors; and the features of the layers, unless aggregated ones are kept."""
+    raw: Tensor
+    """Maximum of each map, ``(n,)``."""
+    recent: Recent | None
+    """Aggregated features, which need more memory."""
 
 
 def gather_rows(rows: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
@@ -103,3 +136,35 @@ def agreed(names: Sequence[str]) -> list[str]:
 
 def _is_alone() -> bool:
     return not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
+
+
+def resize_grids(grids: Tensor, size: torch.Size) -> Tensor:
+    """Resize features ``(n, C, h, w)``: average to a coarser grid, or interpolate (our choice)."""
+    if grids.shape[-2:] == size:
+        return grids
+    if grids.shape[-1] > size[-1]:
+        grids = grids.contiguous(memory_format=torch.channels_last)  # faster on a CPU
+        return F.adaptive_avg_pool2d(grids, (size[0], size[1]))
+    return F.interpolate(grids, size, mode="bilinear", align_corners=False)
+
+
+def drawn_order(n: int, seed: int, category: str) -> Tensor:
+    """Return the order in which images are seen, int64 ``(n,)``: random by (seed, category)."""
+    digest = hashlib.sha256(f"{seed} {category}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    return torch.randperm(n, generator=generator)
+
+
+def check_number(n: int, category: str) -> None:
+    """Check that there are images to compare; tell if they are few.
+
+    Raises:
+        ValueError: If there is only one.
+    """
+    if n < 2:
+        raise ValueError(
+            f"MuSc compares the images of a category with each other, but {category} has {n}: give "
+            f"at least 2, better 20, images of the same thing"
+        )
+    if n < FEW:
+        say(f"MuSc: {category} has {n} images; scores of fewer than {FEW} are weak")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from anomaly_clip.decisions.calibration import ANOMALOUS, NORMAL
 from anomaly_clip.decisions.conformal import binomial_interval
 from anomaly_clip.decisions.sentences import guarantee, percent
 from anomaly_clip.files import printable
+from anomaly_clip.methods.base import AnomalyMethod
+from anomaly_clip.methods.evaluated import EvaluatedModule
 from anomaly_clip.progress import number_of
 from anomaly_clip.recording.decisions import Decisions
 from anomaly_clip.results.map_store import Rows
@@ -111,15 +114,23 @@ def _sentence(decisions: Decisions, name: str) -> str:
     )
 
 
-def no_decisions(checkpoint: str | None) -> str:
+def no_decisions(checkpoint: str | Path | None, method: EvaluatedModule) -> str:
     """Return the line on the screen for a run of predict without a calibration.
 
     Args:
         checkpoint: Checkpoint of the run; None for a method without a fit.
+        method: The method.
     """
+    if isinstance(method, AnomalyMethod) and method.transductive:
+        name = type(method).__name__
+        return (
+            f"no image is called normal or anomalous, because {name} scores images by "
+            f"each other: look at the highest scores first; those of other folders are not "
+            f"comparable"
+        )
     makes = "--data.root FOLDER makes one from a folder of normal images"
-    if checkpoint is not None:
-        way = f"anomaly_clip calibrate --ckpt_path {shlex.quote(checkpoint)} {makes}"
+    if checkpoint:
+        way = f"anomaly_clip calibrate --ckpt_path {shlex.quote(str(checkpoint))} {makes}"
     else:
         way = f"anomaly_clip calibrate with the same options and {makes}, for --calibration.file"
     return f"no image is called normal or anomalous, because there is no calibration: {way}"

@@ -330,7 +330,7 @@ class RunWriter(Callback):
             say(f"results of {number_of(len(rows), 'image')}: {self.folder}")
             if pl_module.is_detector:
                 if section is None:
-                    say(no_decisions(str(trainer.ckpt_path) if trainer.ckpt_path else None))
+                    say(no_decisions(trainer.ckpt_path, pl_module))
                 self._write_page(trainer)
             self.unreadable.close(len(rows), listed)
 
