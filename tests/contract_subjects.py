@@ -35,6 +35,7 @@ SETTINGS = {"prompts": {"templates": ["a {}.", "the {}."]}}
 MOBILENET = {"name": "mobilenet_v3_small", "weights": "random"}
 RESNET = {"name": "resnet18", "weights": "random"}
 SMALL = {"backbone": MOBILENET, "image_size": 64, "sigma": 2.0}
+CNN = {"backbone": MOBILENET, "image_size": 64}
 LAYERS = ["features.0", "features.1", "features.2"]
 SCENES = {"num_scenes": 4, "picture_size": 64, "batch_size": 2, "num_workers": 0}
 
@@ -57,6 +58,25 @@ def cases() -> dict[str, Case]:
         "SDP": Case(methods.SDP, {**clip, **SETTINGS, "rvs": {"method": "mean"}}),
         "WinCLIP": Case(methods.WinCLIP, {**clip, **SETTINGS}),
         "WinCLIP+": Case(methods.WinCLIP, {**clip, **SETTINGS}, {"shots": 2}),
+        "MuSc": Case(
+            methods.MuSc,
+            {**clip, "layers": [2, 4], "r_list": [1, 3]},
+            expected_failures={
+                "half_precision_stays_close": "the image scores of two images are scaled to 0 and 1"
+            },
+        ),
+        "MuSc with a CNN": Case(
+            methods.MuSc,
+            {**CNN, "layers": LAYERS[1:], "k_list": [1, 2]},
+            half_precision_bound=0.2,
+        ),
+        "MuSc online": Case(
+            methods.MuSc,
+            {**clip, "scoring": "online", "start": 2, "memory": 3},
+            expected_failures={
+                "order_does_not_matter": "an image is compared with those before it"
+            },
+        ),
         "SDP+": Case(
             methods.SDPPlus,
             {**clip, **SETTINGS, "rvs": {"method": "mean"}, "lr": 0.01},

@@ -72,12 +72,12 @@ TOP = (
 PUBLISHED = {
     "reporting": ("data.info",),
     "results": ("data.info",),
-    "testing": ("cli",),
+    "testing": ("cli", "detector"),
     "commands": ("detector", "loading"),
     "exporting": ("detector", "loading", "image_inputs", "preprocessing"),
 }
 """Single modules that a subpackage may also import: published counts and names; the command line,
-which the contract of a method runs; and detectors, which are exported as Python loads them."""
+which the contract of a method runs; and detectors, as Python loads them."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader
 
 from anomaly_clip.metrics.evaluator import Results
 from anomaly_clip.records import (
@@ -185,7 +185,17 @@ def evaluation_loader(trainer: Trainer) -> tuple[DataLoader[Batch], int]:
         TrainerFn.PREDICTING: (trainer.predict_dataloaders, trainer.num_predict_batches),
     }
     loaders, limits = loops[trainer.state.fn]
-    return (loaders[0] if isinstance(loaders, list) else loaders), int(limits[0])
+    loader = loaders[0] if isinstance(loaders, list) else loaders
+    if trainer.state.fn == TrainerFn.PREDICTING and loader.batch_sampler is not None:
+        # Lightning's batch sampler of predict has one position for all of its iterators.
+        sampler = loader.batch_sampler
+        loader = DataLoader(
+            loader.dataset,
+            batch_sampler=BatchSampler(sampler.sampler, sampler.batch_size, sampler.drop_last),
+            num_workers=loader.num_workers,
+            collate_fn=loader.collate_fn,
+        )
+    return loader, int(limits[0])
 
 
 def missing_data_module(module: LightningModule, stage: str) -> ValueError:

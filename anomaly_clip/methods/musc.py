@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
-from importlib.metadata import version
 from itertools import product
 from typing import Any, ClassVar, Literal
 
@@ -21,14 +20,13 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from anomaly_clip.backbones import clip, cnn, frozen
-from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, unit
+from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings
 from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
 from anomaly_clip.backbones.surgery import stage_ends
 from anomaly_clip.errors import check_at_least, check_choice
-from anomaly_clip.files import source_hash
 from anomaly_clip.maps import image_score, resize_maps
 from anomaly_clip.methods.base import AnomalyMethod
+from anomaly_clip.methods.musc_encoder import CLASS_VECTOR, class_vectors, encoder_of, halves
 from anomaly_clip.methods.musc_images import (
     ImageFeatures,
     Recent,
@@ -38,6 +36,7 @@ from anomaly_clip.methods.musc_images import (
     drawn_order,
     gather_rows,
     resize_grids,
+    tell_if_few,
 )
 from anomaly_clip.methods.mutual_scoring import (
     RecentImages,
@@ -65,10 +64,6 @@ CNN_SIZE = 256
 """Side of the images of a CNN, in pixels (our choice)."""
 RESNET_LAYERS = ["layer2", "layer3"]
 """Layers of a ResNet (our choice): a finer one would take 16 times as long."""
-LARGEST = 32768.0
-"""Absolute value above which the features of an image are scaled down, to fit half precision."""
-VECTOR, REST = "image", "image_rest"
-"""Class vectors are stored as two numbers of half precision, which together have 22 bits."""
 AT_ONCE = 16
 """Maps upsampled at once."""
 
@@ -229,47 +224,10 @@ class MuSc(AnomalyMethod):
 
     # -- features --------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def encode(self, images: Tensor) -> dict[str, Tensor]:
-        """Return the features of images: layers ``(B, C, h, w)``, and a class vector.
-
-        Args:
-            images: uint8 ``(B, 3, S, S)``, or floating point and already normalised.
-
-        Returns:
-            Features by layer number or name, in the range of half precision; and unit class vectors
-            as a sum of ``image`` and ``image_rest``.
-        """
-        if isinstance(self.backbone, CLIPBackbone):
-            last = self.backbone.num_layers
-            numbers = sorted({*map(int, self.layers), last})
-            tokens = dict(zip(numbers, self.backbone(images, numbers), strict=True))
-            vectors = tokens[last].projected[:, 0]  # (B, D)
-            grids = [tokens[int(layer)].raw[:, 1:].mT for layer in self.layers]  # (B, W, N)
-            size = self.backbone.visual.grid_size
-            grids = [grid.unflatten(2, size) for grid in grids]  # (B, W, g, g)
-        else:
-            features = self.backbone(images)
-            grids = [features[str(layer)] for layer in self.layers]  # (B, C, h, w)
-            vectors = grids[-1].mean(dim=(2, 3))
-        vectors = unit(vectors.float())
-        encoded = {VECTOR: vectors.half(), REST: vectors - vectors.half().float()}
-        for layer, grid in zip(self.layers, grids, strict=True):
-            # Standardising an image removes this factor, which is 1 unless values are extreme.
-            factor = (grid.float().abs().amax(dim=(1, 2, 3), keepdim=True) / LARGEST).clamp(min=1)
-            encoded[str(layer)] = grid / factor
-        return encoded
-
     @property
     def encoder(self) -> Encoder:
-        """The encoder, and everything that its features depend on."""
-        backbone = self.backbone
-        code = source_hash(clip.__file__, cnn.__file__, frozen.__file__, __file__)
-        dtype = next(backbone.tower.parameters()).dtype
-        pixels = f"{backbone.mean.flatten().tolist()} {backbone.std.flatten().tolist()}"
-        packages = [version(name) for name in ("open_clip_torch", "torchvision")]
-        key = f"{backbone.identity} {dtype} {pixels} {self.layers} {code} {packages}"
-        return Encoder(self.encode, key, self.device)
+        """The encoder of images, whose features can be cached."""
+        return encoder_of(self.backbone, self.layers, self.device)
 
     def cached_features(self, dataset: Any) -> AbstractContextManager[object]:
         """Return a context in which a data set has cached features; see ``feature_cache_gb``."""
@@ -281,23 +239,12 @@ class MuSc(AnomalyMethod):
         )
 
     def _features(self, batch: Batch) -> ImageFeatures:
-        """Return the features of a batch, on the CPU.
-
-        Raises:
-            ValueError: If a value is NaN or infinite.
-        """
+        """Return the features of a batch, on the CPU."""
         features = batch.get("features")
         if features is None:
-            try:
-                features = self.encoder.halves(batch["image"])
-            except OverflowError:
-                raise ValueError(
-                    f"features of an image are NaN or infinite, in the batch that starts with "
-                    f"{batch['path'][0]}: give other backbone weights, or set trainer.precision "
-                    f"32-true"
-                ) from None
-        tensors = {name: value.cpu() for name, value in features.items()}
-        return ImageFeatures(tensors, batch["index"].cpu())
+            source = f"the batch that starts with {batch['path'][0]}"
+            features = halves(self.encoder, batch["image"], source)
+        return ImageFeatures(dict(features), batch["index"].cpu())
 
     # -- scoring ---------------------------------------------------------------------------------
 
@@ -309,10 +256,12 @@ class MuSc(AnomalyMethod):
         """Score all images of an evaluation by each other, category after category.
 
         Raises:
-            ValueError: If a category has a single image, or features are not finite.
+            ValueError: If a category has a single image, images of a data module are not listed
+                category after category, or features are not finite.
         """
         self._scored.clear()
         waiting = list(self.evaluator.categories) if self.data is not None else []
+        complete: set[str] = set()
         parts: dict[str, list[ImageFeatures]] = {}
         for batch in batches:
             if not batch["path"]:  # none of its images could be read
@@ -320,14 +269,20 @@ class MuSc(AnomalyMethod):
             for name, images in self._features(batch).split(batch["category"]):
                 # Images are listed category after category: those before this one are complete.
                 while name in waiting and waiting[0] != name:
+                    complete.add(waiting[0])
                     self._score_category(waiting[0], parts.pop(waiting.pop(0), []))
+                if name in complete:
+                    raise ValueError(
+                        f"images of {name} follow those of another category: give MuSc the images "
+                        f"category after category, or use a trainer without a data module"
+                    )
                 parts.setdefault(name, []).append(images)
         for name in agreed([*waiting, *parts]):
             self._score_category(name, parts.get(name, []))
 
     def _score_category(self, name: str, parts: list[ImageFeatures]) -> None:
         """Score the images of a category that this process has, by those of all processes."""
-        mine = ImageFeatures.joined(parts) if parts else None
+        mine = ImageFeatures.collected(parts)
         images = ImageFeatures.gathered(mine, self.device)
         if images is None:
             return
@@ -336,6 +291,7 @@ class MuSc(AnomalyMethod):
         seen = self._seen.get(name)
         if seen is None:
             check_number(len(images), name)
+            tell_if_few(len(images), name)
         indices = set() if mine is None else set(mine.index.tolist())
         rows = [row for row, i in enumerate(images.index.tolist()) if i in indices]
         start = min(self.start, len(images)) if seen is None else 0
@@ -346,7 +302,7 @@ class MuSc(AnomalyMethod):
         raw = torch.zeros(len(images))
         raw[gathered["row"]] = gathered["raw"]
         if recent is not None:
-            images = images.only([VECTOR, REST])
+            images = images.only(CLASS_VECTOR)
         if seen is not None:
             rows = [len(seen.raw) + row for row in rows]
             raw = torch.cat([seen.raw, raw])
@@ -447,7 +403,7 @@ class MuSc(AnomalyMethod):
         self, images: ImageFeatures, raw: Tensor, rows: Sequence[int], start: int
     ) -> Tensor:
         """Return the final image scores ``(rows,)``."""
-        vectors = unit(images.tensors[VECTOR].float() + images.tensors[REST].float())
+        vectors = class_vectors(images.tensors)
         if self.is_online:
             return rescore_in_sequence(raw, vectors, self.neighbours, start, self.memory, rows)
         return rescore(raw, vectors, self.neighbours)[list(rows)]
@@ -464,8 +420,8 @@ class MuSc(AnomalyMethod):
         Raises:
             ValueError: If a category has a single image.
         """
-        halves = {name: value.cpu() for name, value in self.encoder.halves(images).items()}
-        features = ImageFeatures(halves, torch.arange(len(images)))
+        encoded = halves(self.encoder, images, "the images to score")
+        features = ImageFeatures(encoded, torch.arange(len(images)))
         image_scores = torch.zeros(len(images))
         maps: dict[int, Tensor] = {}
         for name, part in features.split(categories):

@@ -24,6 +24,7 @@ __all__ = [
     "drawn_order",
     "gather_rows",
     "resize_grids",
+    "tell_if_few",
 ]
 
 INDEX = "index"
@@ -42,7 +43,7 @@ class ImageFeatures:
         index: int64 ``(n,)``, index of each image in its data set.
     """
 
-    tensors: Mapping[str, Tensor]
+    tensors: dict[str, Tensor]
     index: Tensor
 
     def __len__(self) -> int:
@@ -64,6 +65,15 @@ class ImageFeatures:
         return cls(tensors, torch.cat([part.index for part in parts]))
 
     @classmethod
+    def collected(cls, parts: list[ImageFeatures]) -> ImageFeatures | None:
+        """Return the features of all parts, which are emptied: both would fill the memory."""
+        if not parts:
+            return None
+        index = torch.cat([part.index for part in parts])
+        names = list(parts[0].tensors)
+        return cls({name: torch.cat([p.tensors.pop(name) for p in parts]) for name in names}, index)
+
+    @classmethod
     def gathered(cls, mine: ImageFeatures | None, device: torch.device) -> ImageFeatures | None:
         """Return the features of the images of all processes, in the order of their index.
 
@@ -75,8 +85,9 @@ class ImageFeatures:
         gathered = gather_rows(rows, device)
         if not gathered:
             return None
-        index = gathered.pop(INDEX)
-        return cls(gathered, index)[index.argsort()]
+        images = cls(gathered, gathered.pop(INDEX))
+        is_sorted = bool((images.index.diff() > 0).all())  # then a copy would only take memory
+        return images if is_sorted else images[images.index.argsort()]
 
     def split(self, categories: Sequence[str]) -> Iterator[tuple[str, ImageFeatures]]:
         """Yield each category with its images, in the order of their first image.
@@ -156,7 +167,7 @@ def drawn_order(n: int, seed: int, category: str) -> Tensor:
 
 
 def check_number(n: int, category: str) -> None:
-    """Check that there are images to compare; tell if they are few.
+    """Check that there are images to compare.
 
     Raises:
         ValueError: If there is only one.
@@ -166,5 +177,9 @@ def check_number(n: int, category: str) -> None:
             f"MuSc compares the images of a category with each other, but {category} has {n}: give "
             f"at least 2, better 20, images of the same thing"
         )
+
+
+def tell_if_few(n: int, category: str) -> None:
+    """Log a line if a category has few images."""
     if n < FEW:
         say(f"MuSc: {category} has {n} images; scores of fewer than {FEW} are weak")

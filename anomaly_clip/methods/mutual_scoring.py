@@ -93,12 +93,12 @@ def check_interval(interval: Sequence[float], option: str = "model.interval") ->
         raise ValueError(f"{option} {list(interval)}: give two values, such as [0, 0.3]")
     for bound in interval:
         check_at_least(option, bound, 0)
-        if bound > 1 and bound != int(bound):
+        if bound > 1 and bound % 1 != 0:
             raise ValueError(
                 f"{option} {list(interval)}: {bound} is neither a share from 0 to 1 nor a number "
                 f"of images: give, for example, [0, 0.3]"
             )
-    if interval[0] == interval[1]:
+    if interval[0] == interval[1] and _is_share(interval[0]) == _is_share(interval[1]):
         raise ValueError(f"{option} {list(interval)} is empty: give, for example, [0, 0.3]")
 
 
@@ -132,8 +132,11 @@ def bounds(interval: Sequence[float], m: int) -> tuple[int, int]:
 
 
 def _rank(bound: float, m: int) -> int:
-    is_share = bound < 1 or (isinstance(bound, float) and bound == 1)
-    return math.floor(bound * m) if is_share else int(bound)
+    return math.floor(bound * m) if _is_share(bound) else int(bound)
+
+
+def _is_share(bound: float) -> bool:
+    return bound < 1 or (isinstance(bound, float) and bound == 1)
 
 
 def mean_of_nearest(cosines: Tensor, interval: Sequence[float], m: int) -> Tensor:

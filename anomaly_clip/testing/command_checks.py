@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from anomaly_clip.detector import load
 from anomaly_clip.methods.evaluated import EvaluatedModule
 from anomaly_clip.metrics.evaluator import METRICS
 from anomaly_clip.testing.images import NAMES, write_images
@@ -18,9 +20,11 @@ from anomaly_clip.testing.subject import Subject
 
 __all__ = [
     "batch_size_does_not_matter",
+    "detector_compares_images_as_predict_does",
     "fit_is_refused_if_there_is_none",
     "grey_files_score_like_rgb_files",
     "predict_scores_each_image",
+    "predict_takes_or_refuses_one_image",
     "references_are_recorded",
     "scores_file_has_each_image",
     "scoring_needs_a_fit",
@@ -86,7 +90,6 @@ def batch_size_does_not_matter(subject: Subject) -> None:
     """A test one image at a time gives the scores of a test in batches."""
     first = _tested(subject)
     subject.require(subject.scores, "is not a detector")
-    subject.require(not subject.is_transductive, "is transductive: scores depend on other images")
     second = subject.succeed("test", "--data.batch_size", "1")
     before, after = image_scores(first), image_scores(second)
     apart = np.abs(before - after).max() / max(np.ptp(before), np.finfo(float).tiny)
@@ -100,6 +103,40 @@ def predict_scores_each_image(subject: Subject) -> None:
     assert len(read_scores(folder)) == len(read_scores(subject.tested)), "images are missing"
     if subject.scores:
         assert np.isfinite(image_scores(folder)).all(), "a score is not finite"
+
+
+def predict_takes_or_refuses_one_image(subject: Subject) -> None:
+    """A transductive method scores a folder of one image, or refuses it in one line."""
+    subject.require(subject.is_transductive, "is not transductive")
+    folder = _other_images(subject, "one")
+    source = next((subject.root / NAMES[0] / "test" / "good").iterdir())
+    shutil.copy(source, folder / "good")
+    options = ["--data.root", str(folder.parent.parent), "--data.categories", f"[{NAMES[0]}]"]
+    finished = subject.run("predict", *options)
+    if finished.code == 0:
+        assert np.isfinite(image_scores(finished.folder)).all(), "the score is not finite"
+        return
+    assert finished.code == 2, f"predict of one image ends with {finished.code}"
+    assert "Traceback" not in finished.stderr, finished.stderr
+    assert not (finished.folder / "scores.csv").exists(), "predict has left scores of no image"
+
+
+def detector_compares_images_as_predict_does(subject: Subject) -> None:
+    """``Detector.predict`` of all images of a category has the scores of ``predict``."""
+    subject.require(subject.is_transductive, "is not transductive")
+    subject.require("class_path" not in subject.data_options, "has a data set of its own")
+    options = ["--data.categories", f"[{NAMES[0]}]", "--output.maps", "false"]
+    folder = subject.succeed("predict", *options)
+    paths = [row["path"] for row in read_scores(folder)]
+    with subject.isolated(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* random weights")
+        source = subject.checkpoint if subject.must_be_fitted else subject.tested
+        detector = load(source, category=NAMES[0], device="cpu")
+        predictions = detector.predict(paths)
+    before = image_scores(folder)
+    after = np.array([prediction.score for prediction in predictions])
+    apart = np.abs(before - after).max() / max(np.ptp(before), np.finfo(float).tiny)
+    assert apart <= TOLERANCE, f"image scores differ by {apart:.2g} of their range"
 
 
 def small_and_narrow_images_are_scored(subject: Subject) -> None:
