@@ -45,7 +45,7 @@ from anomaly_clip.data.samples import Sample
 from anomaly_clip.maps import image_score, resize_maps
 from anomaly_clip.methods import SDP, MuSc, PatchCore
 from anomaly_clip.methods.base import AnomalyMethod
-from anomaly_clip.methods.musc import resize_grids
+from anomaly_clip.methods.musc_images import resize_grids
 from anomaly_clip.methods.mutual_scoring import (
     aggregate,
     mean_of_nearest,
