@@ -104,6 +104,25 @@ def test_winclip_runs(tmp_path: Path, mvtec_root: Path, tiny_clip_config: str, n
     assert len(references) == ("shot" in name)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["musc", "musc_b16_plus", "musc_visa", "musc_btad", "own_musc"])
+def test_musc_runs(tmp_path: Path, mvtec_root: Path, tiny_clip_config: str, name: str) -> None:
+    data = name.removeprefix("musc_")
+    root = MAKERS[data](tmp_path / "data") if data in MAKERS else mvtec_root
+    words = ["--config", str(CONFIGS / f"{name}.yaml"), "--trainer.accelerator", "cpu"]
+    if name == "own_musc":
+        words += ["--data.root", str(root / "bottle" / "test")]
+        words += ["--model.backbone.weights", "random", "--model.grid", "4"]
+    else:
+        words += ["--data.root", str(root), "--model.backbone.name", tiny_clip_config]
+        words += ["--model.backbone.pretrained", "random", "--model.backbone.image_size", "32"]
+        words += ["--model.layers", "[1, 2]"]
+    protocol = run(tmp_path, words)["run"]["protocol"]
+    assert protocol["transductive"] is True  # type: ignore[index]
+    expected = [1, 8, 9] if name == "musc_visa" else [1, 2, 3]
+    assert protocol["k_list"] == expected  # type: ignore[index]
+
+
 def test_every_known_data_set_has_a_section() -> None:
     files = sorted((CONFIGS / "data").glob("*.yaml"))
     classes = {yaml.safe_load(file.read_text())["data"]["class_path"] for file in files}
@@ -243,7 +262,7 @@ def test_a_header_says_what_a_kill_costs(file: Path) -> None:
     name = config["model"]["class_path"].rpartition(".")[2]
     costs = {kind: match for kind, words in COSTS.items() if (match := re.search(words, header))}
     every = config.get("output", {}).get("checkpoint_every_n_steps")
-    if name in ("SDP", "WinCLIP"):  # zero-shot
+    if name in ("SDP", "WinCLIP", "MuSc"):  # zero-shot
         assert not costs
         assert every is None
         return

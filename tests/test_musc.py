@@ -16,11 +16,14 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, unit
+from anomaly_clip.backbones.cnn import CNNBackbone
 from anomaly_clip.maps import image_score, patches_to_map
 from anomaly_clip.methods import MuSc
+from anomaly_clip.methods.musc_encoder import class_vectors, encode, halves
+from anomaly_clip.methods.musc_images import resize_grids
 from anomaly_clip.methods.mutual_scoring import aggregate, mutual_scores, rescore
 from anomaly_clip.metrics import Evaluator, EvaluatorSettings
-from anomaly_clip.records import Scores
+from anomaly_clip.records import Encoder, Scores
 
 VOCABULARY = 49408
 MEASURED = (
@@ -104,7 +107,7 @@ def test_golden_encoder(arrays: Golden, official: MuSc, images: Tensor) -> None:
 @pytest.mark.golden
 def test_golden_mutual_scores_of_images(arrays: Golden, official: MuSc, images: Tensor) -> None:
     encoded = official.encoder.encode(images[order_of(arrays, "e2e")])
-    vectors = unit(encoded["image"].float() + encoded["image_rest"])
+    vectors = class_vectors(encoded)
     close(vectors, arrays.expected["e2e.class_tokens"], 1e-5)
     named = arrays.named("e2e.msm.r")
     assert len(named) == len(arrays.meta["layers"]) * len(arrays.meta["r_list"])
@@ -127,7 +130,7 @@ def test_golden_scores(arrays: Golden, official: MuSc, images: Tensor, name: str
     size = (arrays.meta["image_size"],) * 2
     close(patches_to_map(expected["patch_map"], size, align_corners=True), maps, 1e-4)
     encoded = official.encoder.encode(images[order_of(arrays, name)])
-    vectors = unit(encoded["image"].float() + encoded["image_rest"])
+    vectors = class_vectors(encoded)
     scores = rescore(image_score(maps), vectors, arrays.meta["e2e_k_list"])
     close(scores, expected["score"], 1e-3)
     if len(parts) == 1:
@@ -164,3 +167,126 @@ def test_golden_metrics(arrays: Golden, name: str, exact: bool) -> None:
     for key, expected in zip(MEASURED, arrays.expected[f"{name}.metrics"].tolist(), strict=True):
         tolerance = 5e-3 if key == "pixel_pro" else 1e-3
         assert mean[key] == pytest.approx(expected, abs=tolerance), key
+
+
+# -- in memory -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cnn() -> CNNBackbone:
+    torch.manual_seed(0)
+    return CNNBackbone("mobilenet_v3_small", "random", ["features.1", "features.3"])
+
+
+def random_images(n: int, size: int = 32) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=generator)
+
+
+def small(backbone: CLIPBackbone, **options: Any) -> MuSc:
+    return MuSc(backbone, **{"layers": [2, 4], "r_list": [1, 3], **options}).eval()
+
+
+def test_scores_are_the_averages_of_the_pure_functions(tiny_clip: CLIPBackbone) -> None:
+    images, interval = random_images(7), [0, 0.5]
+    method = small(tiny_clip, interval=interval, k_list=[1, 3])
+    tokens = tiny_clip(images, [2, 4])
+    maps = torch.stack(
+        [
+            mutual_scores(aggregate(layer.raw[:, 1:].mT.unflatten(2, (4, 4)), r), interval)
+            for layer in tokens
+            for r in (1, 3)
+        ]
+    ).mean(dim=0)
+    scores = method.score(images, ["a"] * 7)
+    close(scores["anomaly_map"], patches_to_map(maps, (32, 32), align_corners=True), 2e-3)
+    raw = scores["anomaly_map"].amax(dim=(1, 2))
+    vectors = unit(tokens[-1].projected[:, 0])
+    close(scores["image_score"], rescore(raw, vectors, [1, 3]), 1e-4)
+
+
+def test_categories_of_a_batch_are_apart(tiny_clip: CLIPBackbone) -> None:
+    images, names = random_images(7), list("abaabba")
+    method = small(tiny_clip)
+    together = method.score(images, names)
+    for name in "ab":
+        rows = [row for row, category in enumerate(names) if category == name]
+        apart = method.score(images[rows], [name] * len(rows))
+        close(together["anomaly_map"][rows], apart["anomaly_map"], 1e-5)
+        close(together["image_score"][rows], apart["image_score"], 1e-4)
+
+
+def test_a_sequence_within_start_and_memory_equals_a_batch(tiny_clip: CLIPBackbone) -> None:
+    images = random_images(6)
+    batch = small(tiny_clip).score(images, ["a"] * 6)
+    for start in (6, 20):
+        online = small(tiny_clip, scoring="online", start=start, memory=10, k_list=[1])
+        scores = online.score(images, ["a"] * 6)
+        close(scores["anomaly_map"], batch["anomaly_map"], 1e-5)
+        close(scores["image_score"], image_score(batch["anomaly_map"]), 1e-5)
+
+
+def test_a_grid_averages_the_layers_of_a_cnn(cnn: CNNBackbone) -> None:
+    images = random_images(5, 64)
+    method = MuSc(cnn, layers=["features.1", "features.3"], image_size=64, grid=4, r_list=[1])
+    assert isinstance(method.backbone, CNNBackbone)
+    features = method.eval().backbone(images)
+    maps = torch.stack(
+        [
+            mutual_scores(aggregate(resize_grids(features[name], torch.Size((4, 4))), 1))
+            for name in ("features.1", "features.3")
+        ]
+    ).mean(dim=0)
+    scores = method.score(images, ["a"] * 5)
+    close(scores["anomaly_map"], patches_to_map(maps, (64, 64), align_corners=True), 2e-3)
+
+
+def test_extreme_features_fit_half_precision() -> None:
+    torch.manual_seed(0)
+    features = {"fine": 1e6 * torch.randn(2, 5, 4, 4), "coarse": torch.randn(2, 5, 4, 4)}
+    backbone: Any = lambda images: features  # noqa: E731
+    encoded = encode(backbone, ["fine", "coarse"], torch.zeros(2, 3, 8, 8))
+    assert torch.equal(encoded["coarse"], features["coarse"])
+    assert encoded["fine"].half().isfinite().all()
+    close(aggregate(encoded["fine"].half(), 3), aggregate(features["fine"], 3), 2e-3)
+    mean = features["coarse"].mean(dim=(2, 3))
+    close(class_vectors({k: v.half() for k, v in encoded.items()}), unit(mean), 1e-6)
+
+
+def test_features_that_are_not_finite_are_refused() -> None:
+    encoder = Encoder(lambda images: {"a": images / 0}, "key", torch.device("cpu"))
+    message = "features of an image are NaN or infinite, in b.png: give other backbone weights"
+    with pytest.raises(ValueError, match=message):
+        halves(encoder, torch.ones(1, 3, 8, 8), "b.png")
+
+
+@pytest.mark.parametrize("categories", [["a"], ["a", "b", "a"]])
+def test_a_category_of_one_image_is_refused(tiny_clip: CLIPBackbone, categories: list[str]) -> None:
+    with pytest.raises(ValueError, match=rf"but {categories[-2:][0]} has 1: give at least 2"):
+        small(tiny_clip).score(random_images(len(categories)), categories)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layers": [5]}, "number of blocks"),
+        ({"layers": [4, 2]}, "ascending"),
+        ({"r_list": []}, "model.r_list is empty"),
+        ({"r_list": [1, 4]}, "a neighbourhood of 4"),
+        ({"scoring": "offline"}, "model.scoring"),
+        ({"grid": 0}, "model.grid"),
+        ({"start": 1}, "model.start"),
+        ({"feature_cache_gb": -1}, "model.feature_cache_gb"),
+        ({"image_size": 64}, "model.image_size 64 is for CNNs"),
+    ],
+)
+def test_wrong_settings(tiny_clip: CLIPBackbone, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small(tiny_clip, **options)
+
+
+def test_layers_of_a_cnn_are_listed_finest_first(cnn: CNNBackbone) -> None:
+    with pytest.raises(ValueError, match="finest layer first"):
+        MuSc(cnn, layers=["features.3", "features.1"])
+    with pytest.raises(ValueError, match="spatial layers"):
+        MuSc(cnn, layers=["features.99"])

@@ -13,6 +13,7 @@ import yaml
 import anomaly_clip.methods
 from anomaly_clip.cli import main
 from anomaly_clip.data.info import DATASETS
+from anomaly_clip.methods import musc
 from anomaly_clip.reporting.published import PublishedCell, RunSpec
 from anomaly_clip.reporting.published_reader import FILE, load_published
 
@@ -252,12 +253,18 @@ def test_every_command_parses_and_matches_its_row(
             "frozen": options.get("frozen"),
             "targets": data.get("targets"),
         }
+        if recorded["method"] == "MuSc":
+            recorded |= {k: options[k] for k in ("scoring", "layers", "r_list", "interval", "grid")}
+            k_list = musc.K_LIST.get(recorded["data"], musc.DEFAULT_K_LIST)
+            recorded |= {"transductive": True, "k_list": k_list}
+            assert options["k_list"] == "auto"
         for key, value in run.match.items():
             actual: Any = recorded.get(key)
             if key.startswith("model."):
                 actual = options
                 for part in key.split(".")[1:]:
                     actual = actual[part]
+                actual = actual == "true" if actual in ("true", "false") else actual
             assert actual == value, (run.name, key)
         weights = backbone.get("weights") or backbone["pretrained"]
         assert config["output"]["folder"] == folder

@@ -42,7 +42,12 @@ from anomaly_clip.metrics.evaluator import MetricValues, uncertain_metrics, with
 from anomaly_clip.progress import say, show_table, track
 from anomaly_clip.reporting.metrics_table import heading, marked_percent
 from anomaly_clip.results.folder import METRICS_FILE, create_run_folder
-from anomaly_clip.results.warnings import RANDOM_WARNING, UNCERTAIN_WARNING, selection_warning
+from anomaly_clip.results.warnings import (
+    RANDOM_WARNING,
+    UNCERTAIN_WARNING,
+    selection_warning,
+    transductive_remark,
+)
 
 __all__ = ["run_compare"]
 
@@ -301,9 +306,8 @@ def _comparison_table(
     record = runs[first]["run"]
     random = [label for label, run in runs.items() if run["run"]["weights"]["random"]]
     title = [f"{record['method']} on {record['protocol']['data']}, percent"]
-    selected = selection_warning(record["protocol"])
-    if selected is not None:
-        title.append(selected)
+    remarks = transductive_remark(record["protocol"]), selection_warning(record["protocol"])
+    title += [remark for remark in remarks if remark is not None]
     printed = [name for name in PRINTED_METRICS if name in runs[first]["mean"]]
     uncertain = {label: uncertain_metrics(run) for label, run in runs.items()}
     notes = [f"{', '.join(random)}: {RANDOM_WARNING}"] if random else []

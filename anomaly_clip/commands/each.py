@@ -46,6 +46,7 @@ from anomaly_clip.results.metrics_file import merge_decisions, merge_metrics, wr
 from anomaly_clip.results.warnings import (
     rounds_remark,
     selection_warning,
+    transductive_remark,
     unreadable_warnings,
     weights_remark,
 )
@@ -318,7 +319,8 @@ def _write_merged(
     if failed:
         title += f"\nWITHOUT {', '.join(failed)}"
     title += "".join(f"\n{warning}" for warning in unreadable_warnings(protocol))
-    for more in (selection_warning(protocol), rounds_remark(protocol)):
+    remarks = transductive_remark(protocol), selection_warning(protocol), rounds_remark(protocol)
+    for more in remarks:
         if more is not None:
             title += f"\n{more.partition(';')[0]}"  # without deviations, which differ by category
     weights = run["weights"]

@@ -129,6 +129,8 @@ class MuSc(AnomalyMethod):
         self.scoring = scoring
         self.memory, self.start, self.order_seed = memory, start, order_seed
         self.feature_cache_gb = feature_cache_gb
+        if not self.r_list:
+            raise ValueError("model.r_list is empty: give odd numbers, such as [1, 3, 5]")
         for r in self.r_list:
             check_neighbourhood(r)
         check_interval(self.interval)
@@ -277,7 +279,9 @@ class MuSc(AnomalyMethod):
                         f"category after category, or use a trainer without a data module"
                     )
                 parts.setdefault(name, []).append(images)
-        for name in agreed([*waiting, *parts]):
+        for name in waiting:  # in all processes, also in those that have no image of a category
+            self._score_category(name, parts.pop(name, []))
+        for name in agreed(list(parts)):
             self._score_category(name, parts.get(name, []))
 
     def _score_category(self, name: str, parts: list[ImageFeatures]) -> None:

@@ -13,6 +13,7 @@ from anomaly_clip.results.warnings import (
     overlap_warning,
     rounds_remark,
     selection_warning,
+    transductive_remark,
     unreadable_warnings,
 )
 
@@ -71,6 +72,7 @@ def table_title(
     if num_scored < protocol["listed"]:
         title += f"\nPARTIAL: {num_scored} of {protocol['listed']} images"
     remarks = (
+        transductive_remark(method.protocol()),
         *unreadable_warnings(protocol),
         overlap_warning(protocol),
         selection_warning(method.protocol()),

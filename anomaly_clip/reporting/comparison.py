@@ -18,7 +18,12 @@ from anomaly_clip.reporting.option_differences import OptionDifference, differin
 from anomaly_clip.reporting.protocol_text import LABELS, value_text
 from anomaly_clip.reporting.table import ReportTable, TableLine, TableNote, has_mark
 from anomaly_clip.results.finished_run import FinishedRun, printable
-from anomaly_clip.results.warnings import MARK, UNCERTAIN_WARNING, WIDE_BOUNDS
+from anomaly_clip.results.warnings import (
+    MARK,
+    UNCERTAIN_WARNING,
+    WIDE_BOUNDS,
+    transductive_remark,
+)
 
 __all__ = [
     "ComparisonTable",
@@ -104,6 +109,7 @@ def compare_runs(runs: Sequence[FinishedRun]) -> ComparisonTable:
         notes=[
             *_option_notes(differing, list(runs_by_letter)),
             *run_warnings(runs_by_letter),
+            *_setting_notes(runs_by_letter),
             *mark_notes(lines, num_names=1),
         ],
         headings=["category", *headings],
@@ -313,6 +319,19 @@ def run_warnings(runs_by_letter: Mapping[str, FinishedRun]) -> list[TableNote]:
         TableNote(f"{', '.join(letters)}: {text}", loud=True)
         for text, letters in letters_by_warning.items()
     ]
+
+
+def _setting_notes(runs_by_letter: Mapping[str, FinishedRun]) -> list[TableNote]:
+    """Return a note if only some of the runs are transductive."""
+    others = [
+        letter
+        for letter, run in runs_by_letter.items()
+        if transductive_remark(run.protocol) is None
+    ]
+    if len(others) in (0, len(runs_by_letter)):
+        return []
+    text = f"{', '.join(others)}: not transductive, so that the settings of the runs differ"
+    return [TableNote(text, loud=True)]
 
 
 def mark_notes(lines: Sequence[TableLine], num_names: int) -> list[TableNote]:

@@ -81,6 +81,11 @@ def _names(value: Any) -> str:
     return value_text(value)
 
 
+TRANSDUCTIVE_ITEMS = (
+    *("transductive", "scoring", "layers", "r_list", "interval", "k_list", "grid"),
+    *("memory", "start", "order_seed"),
+)
+"""Keys of the protocol of transductive methods."""
 ITEMS = (
     Item("data", "data set", "protocol.data"),
     Item("data", "folder", "protocol.root"),
@@ -100,6 +105,7 @@ ITEMS = (
     Item("data", "synthetic defects", "protocol.synthesis"),
     Item("data", "validation split", "protocol.val_split"),
     Item("method", "method", "method"),
+    *(Item("method", LABELS.get(key, key), f"protocol.{key}") for key in TRANSDUCTIVE_ITEMS),
     Item("method", "checkpoint", "checkpoint"),
     Item("method", "SHA-256 of the checkpoint", "environment.checkpoint_sha256"),
     Item("method", "trained layers or prompts from elsewhere", "protocol.borrowed"),
@@ -137,7 +143,10 @@ DEFAULTS = {
 """Values of items that a file has only if they are not these defaults; see `WeightsRecord`."""
 CNN_METHODS = ("LinearProbe", "PaDiM", "PatchCore", "RD4AD", "RegAD", "SimpleNet")
 """Methods whose backbones have neither of the `DEFAULTS`."""
-OPTIONAL = ("protocol.one_model_a_category", "failed")
+OPTIONAL = (
+    *("protocol.one_model_a_category", "failed"),
+    *(f"protocol.{key}" for key in TRANSDUCTIVE_ITEMS),
+)
 """Paths of items that are absent where they do not apply."""
 OF_PIXELS = (
     "protocol.mask_",
@@ -207,7 +216,7 @@ def _items(run: FinishedRun) -> dict[tuple[str, str], str]:
                     name = f"normal and anomalous test images, {printable(category)}"
                     texts[item.section, name] = _counts_text(_counts(run, [category]))
             continue
-        is_optional = item.path in OPTIONAL or (item.path in DEFAULTS and run.method in CNN_METHODS)
+        is_optional = item.path in OPTIONAL or (item.path in DEFAULTS and _is_on_cnn(run))
         if is_optional and not _is_recorded(run, item.path):
             continue
         if item.path.startswith(OF_PIXELS) and not _has_pixel_metrics(run):
@@ -265,6 +274,13 @@ def _trained_categories(run: FinishedRun) -> str:
     each = run.protocol.get("one_model_a_category") is True
     tested = "the tested category of each model" if each else "the tested categories"
     return tested if value == "same" else f"all but {tested}"
+
+
+def _is_on_cnn(run: FinishedRun) -> bool:
+    """Return whether the backbone is a CNN, whose layers have names in place of numbers."""
+    layers = run.protocol.get("layers")
+    named = isinstance(layers, list) and any(isinstance(layer, str) for layer in layers)
+    return named or run.method in CNN_METHODS
 
 
 def _has_pixel_metrics(run: FinishedRun) -> bool:
@@ -339,6 +355,11 @@ def _paragraph(run: FinishedRun) -> str:
         f"Images were resized to {value('protocol.image_size', _pixels)} "
         f"({value('protocol.resize', _resize)})",
     ]
+    if run.protocol.get("transductive") is True:
+        sentences.append(
+            "The method is transductive: each image was scored by comparison with the other test "
+            "images of its category"
+        )
     shots, auxiliary = run.protocol.get("shots"), run.protocol.get("auxiliary")
     if shots:
         sentences.append(f"Normal images per category: {value_text(shots)}")

@@ -122,6 +122,8 @@ class PublishedRow:
     """One cell per column."""
     other_data: str | None = None
     """Description of a data set that is not of this project; None for others."""
+    transductive: bool = False
+    """True if the method scores test images by each other."""
 
     @property
     def name(self) -> str:

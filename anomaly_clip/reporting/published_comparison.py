@@ -33,7 +33,7 @@ from anomaly_clip.reporting.published import (
 from anomaly_clip.reporting.run_matching import differences, mismatch
 from anomaly_clip.reporting.table import ReportTable, TableLine, TableNote
 from anomaly_clip.results.finished_run import FinishedRun
-from anomaly_clip.results.warnings import MARK, WIDE_BOUNDS
+from anomaly_clip.results.warnings import MARK, TRANSDUCTIVE_REMARK, WIDE_BOUNDS
 
 __all__ = ["compare_with_published"]
 
@@ -190,7 +190,8 @@ def _published_line(
     table: PublishedTable, row: PublishedRow, doubt_numbers: dict[str, int]
 ) -> TableLine:
     """Return a published row; its doubts are numbered and explained below the table."""
-    name = row.name + _marks([row.other_data, row.doubt], doubt_numbers)
+    remark = TRANSDUCTIVE_REMARK if row.transductive else None
+    name = row.name + _marks([row.other_data, remark, row.doubt], doubt_numbers)
     cells = []
     for cell in row.cells:
         if cell is None:
@@ -271,7 +272,8 @@ def _data_rows(
             wide = WIDE_BOUNDS if ours.uncertain else ""
             note = "; ".join(filter(None, [reason, wide, *warnings]))
         else:
-            note = "reference only" if row.run is None else "not run"
+            reason = "reference only" if row.run is None else "not run"
+            note = "; ".join([reason, *([TRANSDUCTIVE_REMARK] if row.transductive else [])])
         doubts = [table.doubt, row.other_data, row.doubt]
         sourced: Sequence[SourcedValue | None] = [None]
         if published is not None:

@@ -38,6 +38,7 @@ UNSET = ("shots", "fraction", "auxiliary")
 CONDITIONS = {
     *UNSET,
     *("method", "data", "backbone", "image_size", "train_categories", "frozen", "targets", "each"),
+    *("transductive", "scoring", "layers", "r_list", "interval", "k_list", "grid"),
 }
 SCALE = {"percent": 100.0, "fraction": 1.0}
 WITHOUT_MASKS = ("BrainMRI", "HeadCT")
@@ -186,7 +187,9 @@ class _Reader:
     def row(
         self, entry: Any, columns: Sequence[PublishedColumn], data: str, scale: float
     ) -> PublishedRow:
-        self.check_keys(entry, ("method", "values"), ("data", "of", "run", "doubt", "doubts"))
+        self.check_keys(
+            entry, ("method", "values"), ("data", "of", "run", "doubt", "doubts", "transductive")
+        )
         self.place[-1] += f" ({entry['method']})"
         data, of = entry.get("data", data), entry.get("of")
         self.check_name("data set", data, {**DATASETS, **self.other_data})
@@ -220,7 +223,13 @@ class _Reader:
                 f"that one a name of its own in other_data",
             )
         doubt, other = self.doubt(entry.get("doubt")), self.other_data.get(data)
-        return PublishedRow(entry["method"], data, of, run, doubt, cells, other)
+        transductive = entry.get("transductive", False)
+        is_of_run = transductive if run is None else run.match.get("transductive", False)
+        self.check(
+            is_of_run in (True, False) and transductive == is_of_run,
+            f"expected transductive {is_of_run} as for the run, got {transductive}",
+        )
+        return PublishedRow(entry["method"], data, of, run, doubt, cells, other, transductive)
 
     def cell(self, value: Any, scale: float, doubt: str | None) -> PublishedCell | None:
         if value is None:

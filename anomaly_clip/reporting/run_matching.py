@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from anomaly_clip.data.info import DATASETS
 from anomaly_clip.reporting.published import PublishedTable, PublishedTables, RunSpec
 from anomaly_clip.results.finished_run import FinishedRun, printable
 
 __all__ = ["differences", "mismatch"]
 
+OF_WEIGHTS = ("backbone", "image_size", "layers")
+"""Conditions that random and demo weights need not meet."""
 VARIANT_CONDITIONS = {"model.backbone.quick_gelu", "model.backbone.positions"}
 """Conditions of rows whose source does not use the weights in the default way."""
 
@@ -33,12 +36,17 @@ def differences(
         weights_kinds: Names of the weights by file, for files without a provenance record.
     """
     texts = []
+    is_transductive = spec.match.get("transductive") is True  # and has nothing to fit
     for key, value in spec.match.items():
-        if run.is_stand_in and (key in ("backbone", "image_size") or key.startswith("model.")):
+        if run.is_stand_in and (key in OF_WEIGHTS or key.startswith("model.")):
+            continue
+        if key == "each" and (is_transductive or len(run.categories) == 1):
             continue
         run_value = _condition(run, key, source)
-        if run_value != value and not (key == "each" and len(run.categories) == 1):
+        if run_value != value:
             texts.append(_difference_text(key, run_value, value))
+    if is_transductive and run.protocol.get("complete", True):
+        texts += _image_differences(run)
     if not run.is_stand_in:
         texts += _weights_differences(spec.weights, run, source, weights_kinds)
         if run.variant and not VARIANT_CONDITIONS & spec.match.keys():
@@ -54,7 +62,9 @@ def _condition(run: FinishedRun, key: str, source: PublishedTables) -> object:
     if key.startswith("model."):
         model = run.config.get("model")
         value = _lookup(model.get("init_args") if isinstance(model, dict) else None, key[6:])
-        return source.defaults.get(key) if value is None else value
+        value = source.defaults.get(key) if value is None else value
+        # Options with further values, such as auto, are saved as text.
+        return value == "true" if value in ("true", "false") else value
     if key == "each":
         return bool(run.protocol.get("one_model_a_category", False))
     fields = {"method": run.method, "data": run.data, "backbone": run.backbone}
@@ -68,6 +78,17 @@ def _difference_text(key: str, run_value: object, required: object) -> str:
         return f"{key} is unset, not {_as_typed(required)}"
     addition = "" if required is None else f", not {_as_typed(required)}"
     return f"{key} is {_as_typed(run_value)}{addition}"
+
+
+def _image_differences(run: FinishedRun) -> list[str]:
+    """Return the first category with another number of test images than the data set has."""
+    images, counts = run.protocol.get("images"), DATASETS[run.data].counts
+    for category, number in images.items() if isinstance(images, Mapping) else ():
+        expected = counts.get(category)
+        if expected is not None and number != expected.normal + expected.anomalous:
+            total = expected.normal + expected.anomalous
+            return [f"{printable(category)} has {printable(number)} images, not {total}"]
+    return []
 
 
 def _as_typed(value: object) -> str:

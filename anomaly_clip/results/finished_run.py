@@ -17,6 +17,7 @@ from anomaly_clip.results.warnings import (
     RANDOM_WARNING,
     overlap_warning,
     selection_warning,
+    transductive_remark,
     unreadable_warnings,
 )
 
@@ -143,6 +144,9 @@ class FinishedRun:
         selected = selection_warning(self.protocol)
         if selected is not None:
             tags.append(Tag("best_test", selected, comparable=True))
+        transductive = transductive_remark(self.protocol)
+        if transductive is not None:  # published metrics of such methods are transductive as well
+            tags.append(Tag("transductive", transductive, comparable=True))
         return tuple(tags)
 
     def _training_tags(self) -> list[Tag]:

@@ -38,7 +38,12 @@ from anomaly_clip.results.run_reader import (
     read_object,
 )
 from anomaly_clip.results.selection import HEADINGS_BY_KIND, Kind
-from anomaly_clip.results.warnings import UNCERTAIN_WARNING, unreadable_warnings, weights_remark
+from anomaly_clip.results.warnings import (
+    UNCERTAIN_WARNING,
+    transductive_remark,
+    unreadable_warnings,
+    weights_remark,
+)
 
 __all__ = ["CategoryScores", "GalleryImage", "ImageRow", "RunFiles", "mapping", "read_files"]
 
@@ -200,9 +205,10 @@ def read_files(folder: Path) -> RunFiles:
         run = mapping(content.get("run"))
         has_origin = "method" in run and "data" in mapping(run.get("protocol"))
         expect(has_origin, file, "does not name the method and the data set")
-        remark = weights_remark(mapping(run.get("weights")))
-        warnings = [] if remark is None else [remark]
-        warnings += unreadable_warnings(mapping(run.get("protocol")))
+        protocol = mapping(run.get("protocol"))
+        remarks = weights_remark(mapping(run.get("weights"))), transductive_remark(protocol)
+        warnings = [remark for remark in remarks if remark is not None]
+        warnings += unreadable_warnings(protocol)
     else:
         raise UserError(
             f"{folder} contains neither {METRICS_FILE} nor {PREDICT_FILE}: name the folder of a "

@@ -11,11 +11,13 @@ __all__ = [
     "DEMO_REMARK",
     "MARK",
     "RANDOM_WARNING",
+    "TRANSDUCTIVE_REMARK",
     "UNCERTAIN_WARNING",
     "WIDE_BOUNDS",
     "overlap_warning",
     "rounds_remark",
     "selection_warning",
+    "transductive_remark",
     "uncertain_warning",
     "unreadable_warnings",
     "weights_remark",
@@ -30,6 +32,10 @@ UNCERTAIN_WARNING = (
 )
 WIDE_BOUNDS = "wide bounds (intervals in metrics.json)"
 """Remark on a metric with wide bounds in machine-readable tables, which have no marks."""
+TRANSDUCTIVE_REMARK = (
+    "TRANSDUCTIVE: each image is scored by comparison with the other images of its category"
+)
+"""Remark on metrics that depend on the test images as a whole, as do those of MuSc."""
 DEMO_REMARK = "demo weights, trained on generated images only: these metrics are not CLIP's"
 
 
@@ -55,6 +61,18 @@ def selection_warning(protocol: Mapping[str, object]) -> str | None:
     if protocol.get("select") != "best_test":
         return None
     return "EPOCH SELECTED ON THE TEST IMAGES (select best_test): the metrics are too optimistic"
+
+
+def transductive_remark(protocol: Mapping[str, object]) -> str | None:
+    """Return the remark on scores that depend on the other images; None for other scores.
+
+    Example:
+        >>> from anomaly_clip.results.warnings import transductive_remark
+        >>> transductive_remark({"transductive": True})
+        'TRANSDUCTIVE: each image is scored by comparison with the other images of its category'
+        >>> transductive_remark({"fitted": False})
+    """
+    return TRANSDUCTIVE_REMARK if protocol.get("transductive") is True else None
 
 
 def overlap_warning(protocol: Mapping[str, object]) -> str | None:
