@@ -240,3 +240,21 @@ def test_numbers_as_categories(
     root = btad(tmp_path / "btad")
     words = ["--data", "BTAD", "--data.root", str(root), "--data.categories", "[01, 03]"]
     assert main(["preview", *words, "--file", "sheet.png"]) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("weights random pretrained demo", "weights does not go with pretrained"),
+        ("weights random positions bicubic", "weights does not go with positions"),
+        ("pretrained demo weights random", "pretrained does not go with weights"),
+    ],
+)
+def test_options_of_two_kinds_of_settings(
+    options: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of the first kind would be discarded in silence."""
+    pairs = iter(options.split())
+    line = [word for name in pairs for word in (f"--model.backbone.{name}", next(pairs))]
+    assert main(["test", "--model", "MuSc", *line, "--data", "Demo"]) == 2
+    assert f"model.backbone.{message}: these options are of" in capsys.readouterr().err

@@ -50,7 +50,7 @@ from anomaly_clip.commands.foreign_code import check_found_config, class_in_conf
 from anomaly_clip.commands.interruption import advise, stop_if_interrupted
 from anomaly_clip.commands.last_step import LastStep, last_checkpoint
 from anomaly_clip.commands.library_messages import quieten, summary_options
-from anomaly_clip.commands.option_parser import OptionParser
+from anomaly_clip.commands.option_parser import OptionParser, check_used
 from anomaly_clip.commands.process_failure import report_once
 from anomaly_clip.commands.saved_settings import are_equal, comparable, take_activation
 from anomaly_clip.commands.yaml_names import read_any_name
@@ -236,6 +236,7 @@ class ExperimentCLI(LightningCLI):
         """
         self.config = parser.parse_args(cast("list[str]", args))
         options = self.config[self._verb]
+        check_used(self._typed, options)
         value = options.get("ckpt_path")
         if value and is_last(str(value)):
             root, name, folder = (options["output"][n] for n in OUTPUT)

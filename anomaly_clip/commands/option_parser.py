@@ -22,8 +22,9 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from anomaly_clip.documents import DocumentError, check_value, load_yaml
+from anomaly_clip.errors import UserError
 
-__all__ = ["OptionParser", "dump_yaml"]
+__all__ = ["OptionParser", "check_used", "dump_yaml"]
 
 MARK = '"\N{OBJECT REPLACEMENT CHARACTER}'
 """Start of a value in transit. YAML reads it as a text, so jsonargparse does not change it."""
@@ -91,6 +92,44 @@ class OptionParser(LightningArgumentParser):
         if owner is None or "dict_kwargs" in parts or _is_mapping(_type_of(owner)):
             return value
         return _packed(value)
+
+
+def check_used(words: Sequence[str], options: Namespace) -> None:
+    """Check that all typed options of settings are part of the settings that were parsed.
+
+    An option may take one of several kinds of settings, such as those of a CLIP model or of a CNN.
+    jsonargparse discards those of one kind when an option of another kind follows.
+
+    Args:
+        words: Words of the command line.
+        options: The parsed options of the verb.
+
+    Raises:
+        UserError: If an option was discarded.
+    """
+    typed = [word.removeprefix("--").partition("=")[0].split(".") for word in words]
+    for path in typed:
+        settings = _settings_at(path[:-1], options)
+        if settings is not None and path[-1] not in (*vars(settings), "help"):
+            kept = [other[-1] for other in typed if other[:-1] == path[:-1]]
+            others = " and ".join(dict.fromkeys(name for name in kept if name in vars(settings)))
+            raise UserError(
+                f"{'.'.join(path)} does not go with {others or ', '.join(vars(settings))}: these "
+                f"options are of different kinds of settings, so leave one of them out"
+            )
+
+
+def _settings_at(path: Sequence[str], options: Namespace) -> Namespace | None:
+    """Return the settings at a path of options; None for anything else, such as a class."""
+    node: Any = options
+    for name in path:
+        if not isinstance(node, Namespace) or name not in node:
+            return None
+        node = node[name]
+        if isinstance(node, Namespace) and "init_args" in node and name != path[-1]:
+            node = node["init_args"]
+    is_settings = isinstance(node, Namespace) and "class_path" not in node and len(path) > 1
+    return node if is_settings else None
 
 
 def dump_yaml(content: Any) -> str:
