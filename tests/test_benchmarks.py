@@ -15,6 +15,7 @@ import pytest
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 RESULTS = sorted((BENCHMARKS / "results").glob("*.json"))
 PARTS = {"common", "bare", "flops", "gpu_lab", "gpu_zero_shot", "gpu_equality", "gpu_training"}
+PARTS |= {"musc_sequences"}
 PARTS |= {f"soak_{part}" for part in ("common", "full", "fuzz", "kills", "mutations", "processes")}
 SCRIPTS = sorted(file.stem for file in BENCHMARKS.glob("*.py") if file.stem not in PARTS)
 

@@ -50,6 +50,21 @@ def test_image_auroc_has_an_interval_by_category_and_of_the_mean(tmp_path: Path)
     assert "score method of Newcombe (2006)" in text
 
 
+def test_intervals_of_a_transductive_method_are_rough(tmp_path: Path) -> None:
+    """Its scores depend on each other, and the formula is for independent ones."""
+    run = make_run(tmp_path, TWO)
+    assert "transductive" not in view(run).method
+    assert '"transductive": false' in (text_of(run) + (run / "report.html").read_text())
+    content = json.loads((run / "metrics.json").read_text())
+    content["run"]["protocol"]["transductive"] = True
+    write_json(run / "metrics.json", content)
+    assert view(run).method.endswith(
+        "Scores of a transductive method depend on each other, so that these are rough."
+    )
+    text_of(run)
+    assert '"transductive": true' in (run / "report.html").read_text()
+
+
 def test_there_is_no_interval_without_both_classes_or_of_several_rounds(tmp_path: Path) -> None:
     run = make_run(tmp_path, {**TWO, "good": ([0.1], [0])})
     shown = view(run)

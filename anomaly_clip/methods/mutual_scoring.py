@@ -187,14 +187,17 @@ def mutual_scores(
     room = room_on(features.device) if room is None else room
     of_image = num_patches * n * 4
     if rows is None and of_image * n <= room:
-        return mean_of_nearest(table_of_pairs(features, advance), interval, n - 1)
+        return _scores_of_table(table_of_pairs(features, advance), interval)
     numbers = torch.arange(n) if rows is None else torch.as_tensor(rows, dtype=torch.int64)
-    blocks = numbers.split(max(1, room // of_image))
-    parts = []
-    for block in blocks:
-        table = table_of_rows(features, block, advance=advance)
-        parts.append(mean_of_nearest(table, interval, n - 1))
-    return torch.cat(parts) if parts else features.new_zeros(0, num_patches)
+    parts = [features.new_zeros(0, num_patches)]
+    for block in numbers.split(max(1, room // of_image)) if len(numbers) else ():
+        parts.append(_scores_of_table(table_of_rows(features, block, advance=advance), interval))
+    return torch.cat(parts)
+
+
+def _scores_of_table(table: Tensor, interval: Sequence[float]) -> Tensor:
+    """Return the patch scores ``(rows, N)`` of a table, image by image, which takes less memory."""
+    return torch.stack([mean_of_nearest(rows, interval, table.shape[2] - 1) for rows in table])
 
 
 def table_of_pairs(features: Tensor, advance: Callable[[], object] | None = None) -> Tensor:

@@ -23,6 +23,7 @@ SUMMARY = ("image_auroc", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_pro"
 IMAGE_AUROC = "image_auroc"
 BOOTSTRAP = "image_auroc_bootstrap"
 """Interval in ``metrics.json`` of a run with ``model.evaluator.bootstrap``."""
+DEPENDENT = " Scores of a transductive method depend on each other, so that these are rough."
 
 Interval = tuple[float, float]
 
@@ -127,6 +128,7 @@ class MetricsView:
                 else "score method of Newcombe (2006), from the numbers of images"
             )
             + "; they hold for independent images of the same kind. Other metrics have no interval."
+            + (DEPENDENT if mapping(self._files.run.get("protocol")).get("transductive") else "")
         )
 
     @cached_property

@@ -232,7 +232,10 @@
         ? "This slider decides nothing: without a calibration there is no threshold. Move it to count the images at or above a score."
         : "No threshold can be chosen from images of one class only. Move the slider to count the images at or above a score.";
     }
-    return "The initial threshold maximises F1 on these images. Choose the threshold for new images on separate data."
+    return "The initial threshold maximises F1 on these images. "
+      + (data.transductive
+        ? "No threshold holds for other images, as scores depend on the images that are scored together."
+        : "Choose the threshold for new images on separate data.")
       + (isMerged ? " This threshold applies to all categories. Until it is moved, the images below are classified with the threshold of their own category." : "");
   };
 

@@ -98,6 +98,7 @@ def _render(files: RunFiles, image_bytes: int) -> bytes:
         scores=[_embed_scores(files, name) for name in names] if has_scores else [],
         has_two_scores=has_two_scores,
         fdr=None if decisions is None else decisions.fdr,
+        transductive=mapping(run.get("protocol")).get("transductive") is True,
         too_many=not has_scores,
         charts=build_charts(files, names),
         legend=build_legend(files, names),

@@ -78,7 +78,7 @@ def write_metrics(
 def merge_metrics(
     parts: Mapping[str, Mapping[str, Any]], failed: Mapping[str, str]
 ) -> tuple[Results, dict[str, Any]]:
-    """Merge the tests of one model per category.
+    """Merge the tests of one model, or of one run, per category.
 
     Args:
         parts: Content of ``metrics.json`` by category.
@@ -93,9 +93,10 @@ def merge_metrics(
         {name: part["categories"][name] for name, part in parts.items()},
         {n: part["intervals"][n] for n, part in parts.items() if n in part["intervals"]},
     )
+    is_fitted = first["protocol"].get("fitted", True)
     merged = {
         **first["protocol"],
-        "one_model_a_category": True,
+        **({"one_model_a_category": True} if is_fitted else {}),
         "complete": not failed and all(protocol["complete"] for protocol in protocols.values()),
     }
     for key in PER_CATEGORY:
