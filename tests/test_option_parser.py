@@ -72,7 +72,7 @@ def nullable(kind: type, prefix: str = "") -> Iterator[str]:
         settings = [part for part in parts if is_dataclass(part)]
         if type(None) in parts and not settings:
             yield f"{prefix}{name}"
-        for part in settings:
+        for part in settings[:1]:  # options of two kinds do not go together
             yield from nullable(part, f"{prefix}{name}.")  # type: ignore[arg-type]
 
 
