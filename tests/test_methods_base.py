@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,8 +12,8 @@ from toy import Toy
 
 from anomaly_clip.backbones.clip import CLIPBackbone
 from anomaly_clip.backbones.prompts import RVSSettings
-from anomaly_clip.data import ImageFolder, MVTecAD
-from anomaly_clip.methods import SDP, AnomalyMethod, SDPPlus
+from anomaly_clip.data import Demo, ImageFolder, MVTecAD
+from anomaly_clip.methods import SDP, AnomalyMethod, SDPPlus, base
 from anomaly_clip.metrics import EvaluatorSettings
 from anomaly_clip.records import Batch, Scores
 
@@ -113,6 +114,39 @@ def test_a_checkpoint_omits_the_backbone_and_checks_it(tiny_clip: CLIPBackbone) 
         ValueError, match=r"sha256 other.*, but the current backbone is .*: use the backbone"
     ):
         method.on_load_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize("stage", ["validate", "test", "predict", "fit"])
+def test_a_transductive_method_may_see_all_images_first(
+    stage: str, tiny_clip: CLIPBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It sees the batches of the evaluation that follows; by default, none is loaded for it."""
+    seen: list[int] = []
+
+    class Watching(Toy):
+        transductive = True
+
+        def observe(self, batches: Iterable[Batch]) -> None:
+            seen.extend(index for batch in batches for index in batch["index"].tolist())
+
+    data = Demo(
+        categories=["steel nut"],
+        num_test=4,
+        num_train=2,
+        picture_size=64,
+        image_size=tiny_clip.image_size,
+        batch_size=3,
+        num_workers=0,
+        val_split="test" if stage in ("fit", "validate") else "none",
+    )
+    limits: Any = {"limit_val_batches": 1} if stage == "validate" else {"max_epochs": 1}
+    trainer = quiet_trainer(num_sanity_val_steps=0, **limits)
+    getattr(trainer, stage)(Watching(tiny_clip), datamodule=data)
+    assert seen == ([0, 1, 2] if stage == "validate" else [0, 1, 2, 3])
+    monkeypatch.setattr(Watching, "observe", AnomalyMethod.observe)
+    monkeypatch.setattr(base, "islice", None)  # loads batches
+    if stage == "test":
+        trainer.test(Watching(tiny_clip), datamodule=data)
 
 
 def test_a_method_without_cached_features_raises(tiny_clip: CLIPBackbone) -> None:

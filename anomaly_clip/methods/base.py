@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from pathlib import Path
@@ -160,13 +160,15 @@ class AnomalyMethod(EvaluatedModule):
         )
 
     def observe(self, batches: Iterable[Batch]) -> None:
-        """See all images of an evaluation before the first one is scored; only if transductive.
+        """See all images of an evaluation before the first one is scored; by default do nothing.
+
+        Called of transductive methods only.
 
         Args:
-            batches: The batches of this process that are scored afterwards, on the CPU. They may
-                have ``features`` in place of images; see :meth:`cached_features`.
+            batches: The batches of this process that are scored afterwards, on the CPU; they are
+                only loaded if they are asked for. They may have ``features`` in place of images;
+                see :meth:`cached_features`.
         """
-        raise NotImplementedError(f"{type(self).__name__} is transductive: implement observe")
 
     def cached_features(self, dataset: Any) -> AbstractContextManager[object]:
         """Return a context in which a data set returns cached features to :meth:`observe`."""
@@ -414,7 +416,7 @@ class AnomalyMethod(EvaluatedModule):
             loader, limit = evaluation_loader(self.trainer)
             with torch.no_grad(), self.cached_features(loader.dataset):
                 total = min(limit, len(loader))
-                self.observe(track(islice(loader, total), "encoding images", total))
+                self.observe(track(_first(loader, total), "encoding images", total))
 
     def _score(self, batch: Batch) -> Scores:
         scores = self.score_batch(batch)
@@ -432,3 +434,8 @@ class AnomalyMethod(EvaluatedModule):
         self.results = self.evaluator.compute()
         self.evaluator.reset()
         self.log_metrics(prefix, self.results["mean"])
+
+
+def _first(loader: Iterable[Batch], total: int) -> Iterator[Batch]:
+    """Yield the first batches; workers of the loader start with the first one."""
+    yield from islice(loader, total)

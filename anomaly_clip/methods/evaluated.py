@@ -177,10 +177,12 @@ def evaluation_loader(trainer: Trainer) -> tuple[DataLoader[Batch], int]:
     """Return the loader of the evaluation that starts, and the number of batches that it scores.
 
     Args:
-        trainer: A trainer that validates, tests or predicts.
+        trainer: A trainer that validates, also during a fit, tests or predicts.
     """
+    validation = trainer.val_dataloaders, trainer.num_val_batches
     loops: Any = {
-        TrainerFn.VALIDATING: (trainer.val_dataloaders, trainer.num_val_batches),
+        TrainerFn.FITTING: validation,
+        TrainerFn.VALIDATING: validation,
         TrainerFn.TESTING: (trainer.test_dataloaders, trainer.num_test_batches),
         TrainerFn.PREDICTING: (trainer.predict_dataloaders, trainer.num_predict_batches),
     }
