@@ -278,7 +278,7 @@ class Detector:
         """
         _, decisions = self.resolve(category, alpha)
         if decisions is None:
-            raise ValueError(f"{self._loaded.source} is not calibrated: {GIVE_ONE}")
+            raise ValueError(f"{self._loaded.source} is not calibrated: {self._way_out}")
         [(name, level)] = decisions.levels.items()
         return guarantee(decisions.records[name], level)
 
@@ -321,6 +321,13 @@ class Detector:
             warnings.warn(remark, stacklevel=2)
         return exported.folder
 
+    @property
+    def _way_out(self) -> str:
+        """Advice on a missing calibration."""
+        if self.method.transductive:
+            return "choose another method, as scores of images by each other cannot be calibrated"
+        return GIVE_ONE
+
     def resolve(
         self, category: str | None = None, alpha: float | None = None
     ) -> tuple[str, Decisions | None]:
@@ -340,7 +347,7 @@ class Detector:
         if self.calibration is None and alpha is not None:
             raise ValueError(
                 f"alpha {alpha}: {loaded.source} is not calibrated, so that nothing is decided: "
-                f"{GIVE_ONE}, or leave alpha out"
+                f"{self._way_out}, or leave alpha out"
             )
         if name is None and self.method.uses_category_names:
             raise ValueError(

@@ -319,6 +319,8 @@ def _explain_parsing(message: str, options: list[str]) -> str:
     ):
         return f"--config: not a valid YAML configuration ({_one_line(message)[:200]})"
     key, owner, reasons = _read_message(message)
+    if apart := _options_apart(message):
+        return f"{key}: {apart} do not go together: leave one out, or list the options with --help"
     for reason in reasons:
         if match := re.match(r"Option '(.+)' is not accepted", reason):
             name = owner.rpartition(".")[2]
@@ -354,6 +356,14 @@ def _explain_parsing(message: str, options: list[str]) -> str:
         given = {"None": "null", "True": "true", "False": "false"}.get(given, given)
         return _join(f"{key}: expected {kinds}, got {given}", _hint(expected, given))
     return _join(key, "; ".join(reasons) or _one_line(message))
+
+
+def _options_apart(message: str) -> str:
+    """Return options of which each belongs to another class that could be meant; empty if none."""
+    refused = re.findall(r"class_path '(.+)':\s+Option '(.+)' is not accepted", message)
+    names = list(dict.fromkeys(name for _, name in refused))
+    accepted = {option for owner, _ in refused for option in _options(owner)}
+    return " and ".join(names) if len(names) > 1 and accepted.issuperset(names) else ""
 
 
 def _read_message(message: str) -> tuple[str, str, list[str]]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, unit
-from anomaly_clip.backbones.cnn import CNNBackbone
+from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
 from anomaly_clip.maps import image_score, patches_to_map
 from anomaly_clip.methods import MuSc
 from anomaly_clip.methods.musc_encoder import class_vectors, encode, halves
@@ -290,3 +290,25 @@ def test_layers_of_a_cnn_are_listed_finest_first(cnn: CNNBackbone) -> None:
         MuSc(cnn, layers=["features.3", "features.1"])
     with pytest.raises(ValueError, match="spatial layers"):
         MuSc(cnn, layers=["features.99"])
+    with pytest.raises(ValueError, match="names a layer twice"):
+        MuSc(cnn, layers=["features.1", "features.1"])
+
+
+@pytest.mark.parametrize(
+    ("backbone", "message"),
+    [
+        (
+            {"name": "resnet18", "weights": "random", "image_size": 64},
+            "image_size is no option of a",
+        ),
+        ({"name": "demo", "pretrained": "demo", "mean": [0, 0, 0]}, "mean is no option of a CLIP"),
+        ({"name": "resnet18"}, "resnet18 is a CNN: give its weights with model.backbone.weights"),
+        ({"name": "ViT-B-16", "weights": "random"}, "ViT-B-16 is a CLIP model: give its weights"),
+        (CNNSettings("demo", "random"), "demo is a CLIP model"),
+        ("resnet18", "backbone 'resnet18': give its settings"),
+        (None, "backbone NoneType: give its settings"),
+    ],
+)
+def test_settings_of_both_kinds_of_backbone(backbone: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MuSc(backbone)

@@ -192,6 +192,10 @@ def test_intervals_keep_their_type(clip: list[str], capsys: pytest.CaptureFixtur
         ("--model.grid=0", "model.grid"),
         ("--model.image_size=64", "model.backbone.image_size"),
         ("--model.r_list=[]", "model.r_list"),
+        ("--model.backbone.name=resnet18", "backbone.name resnet18 is a CNN"),
+        ("--model.backbone.weights=random", "is a CLIP model"),
+        ("--output.masks=true", "output.masks needs a threshold, but MuSc scores images by each"),
+        ("--output.fdr=0.1", "output.fdr needs a threshold"),
     ],
 )
 def test_wrong_settings_are_refused(
@@ -204,6 +208,18 @@ def test_wrong_settings_are_refused(
 ) -> None:
     assert words in refused(line("test", root, tmp_path / "run", *clip, option), capsys)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_file_with_options_of_both_kinds_of_backbone(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    backbone = {"name": "resnet18", "weights": "random", "image_size": 64}
+    model = {"class_path": "MuSc", "init_args": {"backbone": backbone}}
+    (tmp_path / "both.yaml").write_text(yaml.safe_dump({"model": model}))
+    words = line("test", root, tmp_path / "run")
+    words = [word for word in words if not word.startswith("--model")]
+    sentence = refused([*words, f"--config={tmp_path / 'both.yaml'}"], capsys)
+    assert "model.backbone: weights and image_size do not go together" in sentence
 
 
 @pytest.mark.parametrize("verb", ["fit", "calibrate", "export"])

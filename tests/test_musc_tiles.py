@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -104,3 +106,39 @@ def test_a_kept_result_is_not_measured_again(tiles: ModuleType, tmp_path: Path) 
     assert tiles.kept(tmp_path, "MuSc, random 1", lambda: {}) == {"all": {"x": 1}}
     assert [file.name for file in tmp_path.iterdir()] == ["musc_random_1.json"]
     assert tiles.kept(None, "MuSc, random 1", lambda: {"all": {}}) == {"all": {}}
+
+
+def test_the_page_has_the_stored_results(tiles: ModuleType) -> None:
+    result = json.loads((BENCHMARKS / "results/musc_tiles.json").read_text(encoding="utf-8"))
+    best = result["search"]["best"][0]
+    chosen = json.loads(json.dumps(asdict(tiles.CHOSEN)))
+    assert chosen == result["chosen"] == {name: best[name] for name in chosen}
+    page = (BENCHMARKS.parent / "docs/methods/musc.md").read_text(encoding="utf-8")
+    runs = result["runs"]
+    seeds = [run for name, run in runs.items() if "random" in name]
+    assert len(seeds) == 3
+    for title, rows in {
+        "MuSc, chosen setting": [runs["MuSc, ImageNet"]],
+        "MuSc, published scoring": [runs["MuSc, ImageNet, published scoring"]],
+        "MuSc, random weights, chosen setting, mean of 3 seeds": seeds,
+        "MuSc, demo CLIP, chosen scoring": [runs["MuSc, demo CLIP"]],
+        "SDP, demo CLIP": [runs["SDP, demo CLIP"]],
+        "PatchCore, 150 normal images": [runs["PatchCore, ImageNet"]],
+    }.items():
+        cells = [
+            " / ".join(
+                f"{100 * sum(row[kind][metric] for row in rows) / len(rows):.1f}"
+                for metric in tiles.METRICS
+            )
+            for kind in rows[0]
+            if kind != "seconds"
+        ]
+        assert f"| {title} | {' | '.join(cells)} |" in page
+    for share, values in result["shares"].items():
+        cells = [
+            "{mean:.1f} ({lowest:.1f} to {highest:.1f})".format(
+                **{name: 100 * value for name, value in values[metric].items()}
+            )
+            for metric in tiles.METRICS
+        ]
+        assert f"| {share.replace('%', ' %')} | {' | '.join(cells)} |" in page

@@ -156,10 +156,13 @@ class CNNBackbone(FrozenBackbone):
         """
         unknown = [layer for layer in layers if layer not in self.strides]
         if unknown or not layers:
+            names = ", ".join(self.strides) or "--model.backbone.help lists them"
             raise ValueError(
-                f"model.layers must name spatial layers of the backbone "
-                f"({', '.join(self.strides)}), got {list(layers)}"
+                f"model.layers must name spatial layers of the backbone ({names}), got "
+                f"{list(layers)}"
             )
+        if len(set(layers)) < len(layers):
+            raise ValueError(f"model.layers names a layer twice, got {list(layers)}: leave one out")
         strides = [self.strides[layer] for layer in layers]
         if strides != sorted(strides):
             raise ValueError(

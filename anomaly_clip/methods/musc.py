@@ -26,7 +26,13 @@ from anomaly_clip.backbones.surgery import stage_ends
 from anomaly_clip.errors import check_at_least, check_choice
 from anomaly_clip.maps import image_score, resize_maps
 from anomaly_clip.methods.base import AnomalyMethod
-from anomaly_clip.methods.musc_encoder import CLASS_VECTOR, class_vectors, encoder_of, halves
+from anomaly_clip.methods.musc_encoder import (
+    CLASS_VECTOR,
+    check_kind,
+    class_vectors,
+    encoder_of,
+    halves,
+)
 from anomaly_clip.methods.musc_images import (
     ImageFeatures,
     Recent,
@@ -79,8 +85,8 @@ class MuSc(AnomalyMethod):
         r_list: Sides of the neighbourhoods over which patches are averaged, in patches: odd
             numbers; default: 1, 3 and 5.
         interval: Images whose distances are averaged, of those that a patch is compared with, from
-            the nearest: two shares from 0 to 1, or two numbers of images (integers); default: 0 and
-            0.3, the nearest 30 %.
+            the nearest: two shares from 0 to 1, or two numbers of images (integers; 1 is one image,
+            1.0 are all); default: 0 and 0.3, the nearest 30 %.
         k_list: Numbers of images with similar class vectors over which image scores are averaged,
             including the image itself; [0]: image scores stay as they are. auto: 1, 8 and 9 on
             VisA, 1, 2 and 3 elsewhere (published).
@@ -163,6 +169,7 @@ class MuSc(AnomalyMethod):
         Raises:
             ValueError: If the backbone has no such layers, or sets the image size itself.
         """
+        check_kind(backbone)
         if isinstance(backbone, Mapping):  # as checkpoints have it
             kind: Any = CNNSettings.of if "weights" in backbone else CLIPBackbone.of
             return self._take_backbone(kind(backbone), layers, image_size)

@@ -2,25 +2,93 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from functools import partial
 from importlib.metadata import version
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from anomaly_clip.backbones import clip, cnn, frozen
-from anomaly_clip.backbones.clip import CLIPBackbone, unit
-from anomaly_clip.backbones.cnn import CNNBackbone
+from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, unit
+from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
+from anomaly_clip.backbones.frozen import check_settings
 from anomaly_clip.files import source_hash
-from anomaly_clip.records import Encoder
+from anomaly_clip.records import DEMO, Encoder
 
-__all__ = ["CLASS_VECTOR", "class_vectors", "encode", "encoder_of", "halves"]
+__all__ = [
+    "CLASS_VECTOR",
+    "check_kind",
+    "class_vectors",
+    "encode",
+    "encoder_of",
+    "halves",
+]
 
 LARGEST = 32768.0
 """Absolute value above which the features of an image are scaled down, to fit half precision."""
 CLASS_VECTOR = ("image", "image_rest")
 """Names of two tensors of half precision, whose sum is the class vector with 22 bits."""
+
+
+def check_kind(backbone: object) -> None:
+    """Check that settings of a backbone are all those of a CNN, or all those of a CLIP model.
+
+    A mapping is of a CNN if it has ``weights``. The command line and files choose the kind by the
+    options that are given, whatever the name is.
+
+    Raises:
+        ValueError: If there is an option of the other kind, the name is one of the other kind, or
+            there are no settings.
+    """
+    if isinstance(backbone, (CLIPBackbone, CNNBackbone)):
+        return
+    if isinstance(backbone, (CLIPSettings, CNNSettings)):
+        name, is_cnn = backbone.name, isinstance(backbone, CNNSettings)
+    else:
+        check_settings(backbone, "name")
+        given = cast("Mapping[str, Any]", backbone)
+        is_cnn = "weights" in given
+        default = CNNSettings.name if is_cnn else CLIPSettings.name
+        name = str(given.get("name", default))
+        _check_options(given, is_cnn)
+    if is_cnn and _is_clip(name):
+        raise ValueError(
+            f"backbone.name {name} is a CLIP model: give its weights with "
+            f"model.backbone.pretrained, and no options of CNNs (model.backbone.weights, layers, "
+            f"mean, std)"
+        )
+    if not is_cnn and _is_cnn(name):
+        raise ValueError(
+            f"backbone.name {name} is a CNN: give its weights with model.backbone.weights, its "
+            f"image size with model.image_size, and no options of CLIP models "
+            f"(model.backbone.pretrained, image_size, quick_gelu, positions)"
+        )
+
+
+def _check_options(given: Mapping[str, Any], is_cnn: bool) -> None:
+    accepted = [field.name for field in fields(CNNSettings if is_cnn else CLIPSettings)]
+    others = [name for name in given if name not in accepted]
+    if others:
+        kind = "a CNN, which has weights" if is_cnn else "a CLIP model"
+        raise ValueError(
+            f"backbone.{others[0]} is no option of {kind}: leave it out (options: "
+            f"{', '.join(accepted)})"
+        )
+
+
+def _is_cnn(name: str) -> bool:
+    from torchvision import models
+
+    return name in models.list_models(module=models)
+
+
+def _is_clip(name: str) -> bool:
+    from open_clip import list_models
+
+    return name == DEMO or name.endswith(".json") or name in list_models()
 
 
 @torch.no_grad()

@@ -145,6 +145,11 @@ class RunDecisions:
                 "output.fdr": self.fdr is not None,
             }
             for option, is_set in options.items():
+                if is_set and getattr(module, "transductive", False):
+                    raise UserError(
+                        f"{option} needs a threshold, but {type(module).__name__} scores images by "
+                        f"each other, so that none holds: leave it out, or choose another method"
+                    )
                 if is_set:
                     raise UserError(
                         f"{option} needs a calibration: calibrate the method first (anomaly_clip "
