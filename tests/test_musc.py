@@ -18,7 +18,7 @@ from torch.testing import assert_close
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, unit
 from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
 from anomaly_clip.maps import image_score, patches_to_map
-from anomaly_clip.methods import MuSc
+from anomaly_clip.methods import MuSc, musc
 from anomaly_clip.methods.musc_encoder import class_vectors, encode, halves
 from anomaly_clip.methods.musc_images import resize_grids
 from anomaly_clip.methods.mutual_scoring import aggregate, mutual_scores, rescore
@@ -117,9 +117,21 @@ def test_golden_mutual_scores_of_images(arrays: Golden, official: MuSc, images: 
         close(mutual_scores(features, arrays.meta["interval"]), expected, 1e-4)
 
 
+def unrounded(encoder: Encoder, images: Tensor, source: str) -> dict[str, Tensor]:
+    return {key: value.float() for key, value in encoder.encode(images).items()}
+
+
 @pytest.mark.golden
 @pytest.mark.parametrize("name", ["e2e", "e2e_divided"])
-def test_golden_scores(arrays: Golden, official: MuSc, images: Tensor, name: str) -> None:
+def test_golden_scores(
+    arrays: Golden,
+    official: MuSc,
+    images: Tensor,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Half precision, in which features are kept, has a test of its own."""
+    monkeypatch.setattr(musc, "halves", unrounded)
     expected = {key: arrays.expected[f"{name}.{key}"] for key in ("patch_map", "map", "score")}
     raw = arrays.expected[f"{name}.score_raw"]
     parts = arrays.meta["parts"][name]
@@ -135,6 +147,16 @@ def test_golden_scores(arrays: Golden, official: MuSc, images: Tensor, name: str
     close(scores, expected["score"], 1e-3)
     if len(parts) == 1:
         close(scored[0]["image_score"], expected["score"], 1e-3)
+
+
+@pytest.mark.golden
+def test_golden_maps_of_features_in_half_precision(
+    arrays: Golden, official: MuSc, images: Tensor
+) -> None:
+    [part] = arrays.meta["parts"]["e2e"]
+    maps = official.score(images[part], len(part) * ["a"])["anomaly_map"]
+    expected = arrays.expected["e2e.map"]
+    close(maps, expected, 0.02 * float(expected.std()))
 
 
 @pytest.mark.golden
@@ -214,6 +236,16 @@ def test_categories_of_a_batch_are_apart(tiny_clip: CLIPBackbone) -> None:
         apart = method.score(images[rows], [name] * len(rows))
         close(together["anomaly_map"][rows], apart["anomaly_map"], 1e-5)
         close(together["image_score"][rows], apart["image_score"], 1e-4)
+
+
+@pytest.mark.parametrize("scoring", ["batch", "online"])
+def test_autocast_does_not_matter(tiny_clip: CLIPBackbone, scoring: Any) -> None:
+    images, method = random_images(6), small(tiny_clip, scoring=scoring, start=3, memory=4)
+    expected = method.score(images, ["a"] * 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = method.score(images, ["a"] * 6)
+    close(actual["anomaly_map"], expected["anomaly_map"], 1e-6)
+    close(actual["image_score"], expected["image_score"], 1e-6)
 
 
 def test_a_sequence_within_start_and_memory_equals_a_batch(tiny_clip: CLIPBackbone) -> None:

@@ -73,3 +73,13 @@ def test_a_data_module_lists_categories_one_after_the_other(method: MuSc, data: 
     same.predict(method, data)
     with pytest.raises(ValueError, match="follow those of another category: give MuSc the images"):
         same.predict(method, shuffled(data))
+
+
+def test_a_test_of_a_sequence_keeps_no_features(data: Demo) -> None:
+    """A category is scored once; the features of all would fill the memory."""
+    torch.manual_seed(0)
+    settings = CNNSettings("mobilenet_v3_small", "random")
+    online = MuSc(settings, ["features.1"], r_list=[1], image_size=64, scoring="online")
+    trainer().test(online, data, verbose=False)
+    assert len(online._scored) == len(data.dataset("test"))
+    assert online._seen == {}

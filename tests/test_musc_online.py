@@ -119,6 +119,8 @@ def test_a_detector_keeps_the_order_of_its_images(
         assert score == pytest.approx(float(expected["image_score"][place]), abs=1e-5)
     [seen] = method._seen.values()
     assert len(seen.raw) == len(seen.images) == 4
+    for tensor in seen.images.tensors.values():  # no view, which would keep all images
+        assert tensor.untyped_storage().nbytes() == tensor.nbytes
     names = {"image", "image_rest"}
     if room:
         assert set(seen.images.tensors) == names  # the others are kept in aggregated form only

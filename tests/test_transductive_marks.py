@@ -184,6 +184,14 @@ def test_settings_that_are_compared_with_a_publication(
     assert [text.partition(", but ")[2] for text in texts] == ([reason] if reason else [])
 
 
+@pytest.mark.parametrize("method", ["MuSc", "PaDiM"])
+def test_a_data_set_of_ones_own_is_in_no_publication(write: Writer, method: str) -> None:
+    folder = write(method=method, data="MyParts", categories={"bolt": metrics(0.9)}, **PROTOCOL)
+    table = compared("musc", folder)
+    [text] = [note.text for note in table.legend if "matches no row" in note.text]
+    assert f"no row has {method}" in text
+
+
 def test_demo_weights_have_layers_of_their_own(write: Writer) -> None:
     folder = write(
         method="MuSc", weights="demo", **{**PROTOCOL, "layers": [2, 4, 6, 8], "image_size": 160}

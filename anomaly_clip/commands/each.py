@@ -231,7 +231,7 @@ def _categories(method: object, data: AnomalyData) -> list[str]:
 
 def _is_fitted(method: object) -> bool:
     """Return whether a method is fitted: zero-shot methods are not."""
-    return getattr(method, "can_be_fitted", True)
+    return not isinstance(method, EvaluatedModule) or method.can_be_fitted
 
 
 def _words_of(folder: Path, more: Sequence[str]) -> list[str]:
@@ -265,9 +265,8 @@ def _run_category(
         return
     checkpoint = folder / "checkpoints" / LAST
     options = ["--config", str(config), "--data.categories", json.dumps([category])]
-    if (
-        is_fitted and not (folder / FITTED).is_file()
-    ):  # a checkpoint alone may come from the middle of a fit
+    # A checkpoint alone may come from the middle of a fit.
+    if is_fitted and not (folder / FITTED).is_file():
         fit_in(folder, options, several, category)
         (folder / FITTED).touch()
     if not is_tested:

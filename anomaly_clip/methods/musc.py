@@ -294,7 +294,9 @@ class MuSc(AnomalyMethod):
     def _score_category(self, name: str, parts: list[ImageFeatures]) -> None:
         """Score the images of a category that this process has, by those of all processes."""
         mine = ImageFeatures.collected(parts)
+        indices = set() if mine is None else set(mine.index.tolist())
         images = ImageFeatures.gathered(mine, self.device)
+        del mine  # or an ordered copy of all features would be a second one
         if images is None:
             return
         if self.is_online and not self.is_predicting:
@@ -303,7 +305,6 @@ class MuSc(AnomalyMethod):
         if seen is None:
             check_number(len(images), name)
             tell_if_few(len(images), name)
-        indices = set() if mine is None else set(mine.index.tolist())
         rows = [row for row, i in enumerate(images.index.tolist()) if i in indices]
         start = min(self.start, len(images)) if seen is None else 0
         recent = self._recent(images) if seen is None else seen.recent
@@ -321,8 +322,9 @@ class MuSc(AnomalyMethod):
         scores = self._image_scores(images, raw, rows, start)
         for row, patch_map, score in zip(rows, patch_maps, scores.tolist(), strict=True):
             self._scored[int(images.index[row])] = patch_map, score
-        if self.is_online:
-            last = slice(max(0, len(images) - self.memory), None)
+        if self.is_online and self.is_predicting:  # elsewhere, a category is scored once
+            # Indices, as a slice would keep the features of all images alive.
+            last = torch.arange(max(0, len(images) - self.memory), len(images))
             self._seen[name] = SeenImages(images[last], raw[last], recent)
 
     def _recent(self, images: ImageFeatures) -> Recent | None:
@@ -359,17 +361,18 @@ class MuSc(AnomalyMethod):
             next(steps, None)
 
         for layer, r in combinations:
-            features = self._aggregated(images.tensors[str(layer)], r, size)  # (n, N, C)
-            if self.is_online:
-                before = self._before(seen, str(layer), r, size)
-                scores = sequential_scores(
-                    features, self.interval, start, self.memory, rows, advance, before
-                )
-                if recent is not None:
-                    recent[str(layer), r] = before
-            else:
-                some = None if len(rows) == len(images) else rows
-                scores = mutual_scores(features, self.interval, some, advance=advance)
+            with self.backbone.out_of_autocast():  # cosines stay in float32
+                features = self._aggregated(images.tensors[str(layer)], r, size)  # (n, N, C)
+                if self.is_online:
+                    before = self._before(seen, str(layer), r, size)
+                    scores = sequential_scores(
+                        features, self.interval, start, self.memory, rows, advance, before
+                    )
+                    if recent is not None:
+                        recent[str(layer), r] = before
+                else:
+                    some = None if len(rows) == len(images) else rows
+                    scores = mutual_scores(features, self.interval, some, advance=advance)
             total += scores.cpu().double()
         advance()  # ends the progress
         return (total / len(combinations)).float().unflatten(1, size)
@@ -414,10 +417,11 @@ class MuSc(AnomalyMethod):
         self, images: ImageFeatures, raw: Tensor, rows: Sequence[int], start: int
     ) -> Tensor:
         """Return the final image scores ``(rows,)``."""
-        vectors = class_vectors(images.tensors)
-        if self.is_online:
-            return rescore_in_sequence(raw, vectors, self.neighbours, start, self.memory, rows)
-        return rescore(raw, vectors, self.neighbours)[list(rows)]
+        vectors = class_vectors(images.tensors)  # on the CPU, as are the scores
+        with torch.autocast("cpu", enabled=False):
+            if self.is_online:
+                return rescore_in_sequence(raw, vectors, self.neighbours, start, self.memory, rows)
+            return rescore(raw, vectors, self.neighbours)[list(rows)]
 
     @torch.no_grad()
     def score(self, images: Tensor, categories: list[str]) -> Scores:

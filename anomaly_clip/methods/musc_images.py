@@ -85,9 +85,11 @@ class ImageFeatures:
         gathered = gather_rows(rows, device)
         if not gathered:
             return None
-        images = cls(gathered, gathered.pop(INDEX))
-        is_sorted = bool((images.index.diff() > 0).all())  # then a copy would only take memory
-        return images if is_sorted else images[images.index.argsort()]
+        index, order = gathered.pop(INDEX).sort()
+        if not order.equal(torch.arange(len(order))):  # or a copy would only take memory
+            for name in list(gathered):  # one after the other: all at once would take twice as much
+                gathered[name] = gathered[name][order]
+        return cls(gathered, index)
 
     def split(self, categories: Sequence[str]) -> Iterator[tuple[str, ImageFeatures]]:
         """Yield each category with its images, in the order of their first image.

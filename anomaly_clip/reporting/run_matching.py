@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from anomaly_clip.data.info import DATASETS
+from anomaly_clip.data.info import dataset_info
 from anomaly_clip.reporting.published import PublishedTable, PublishedTables, RunSpec
 from anomaly_clip.results.finished_run import FinishedRun, printable
 
@@ -82,7 +82,7 @@ def _difference_text(key: str, run_value: object, required: object) -> str:
 
 def _image_differences(run: FinishedRun) -> list[str]:
     """Return the first category with another number of test images than the data set has."""
-    images, counts = run.protocol.get("images"), DATASETS[run.data].counts
+    images, counts = run.protocol.get("images"), dataset_info(run.data).counts
     for category, number in images.items() if isinstance(images, Mapping) else ():
         expected = counts.get(category)
         if expected is not None and number != expected.normal + expected.anomalous:
