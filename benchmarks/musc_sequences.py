@@ -42,7 +42,7 @@ SEEDS = range(3)
 LAYERS = ["features.4", "features.7", "features.10"]
 DEMO_CLIP = CLIPSettings("demo", "demo", 160)
 DEMO_CATEGORIES = ["black leather", "brass washer", "pink pill"]
-NUM_DEMO = 300
+NUM_DEMO = 240
 TIMED_IMAGES = 7
 
 Scored = dict[str, tuple[Tensor, Tensor]]
