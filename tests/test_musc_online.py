@@ -128,3 +128,27 @@ def test_a_detector_keeps_the_order_of_its_images(
     else:
         assert seen.recent is None
         assert set(seen.images.tensors) == {*names, "1", "2"}
+
+
+@pytest.mark.filterwarnings("ignore:this MuSc has random weights")
+def test_a_call_that_fails_midway_ends_the_sequence(
+    tiny_clip: CLIPBackbone, images: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some layers would have one image more than others, and later scores would be wrong."""
+    detector = detector_of(tiny_clip)
+    first = [p.score for p in detector.predict(images[:4])]
+    scored: list[int] = []
+
+    def fail(*arguments: object, **options: object) -> Tensor:
+        scored.append(len(scored))
+        if len(scored) == 3:
+            raise MemoryError
+        return sequential_scores(*arguments, **options)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(musc, "sequential_scores", fail)
+        with pytest.raises(MemoryError):
+            detector.predict(images[4:5])
+    with pytest.raises(ValueError, match="give at least 2"):
+        detector.predict(images[4])
+    assert [p.score for p in detector.predict(images[:4])] == pytest.approx(first, abs=1e-6)

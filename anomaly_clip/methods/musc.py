@@ -301,7 +301,8 @@ class MuSc(AnomalyMethod):
             return
         if self.is_online and not self.is_predicting:
             images = images[drawn_order(len(images), self.order_seed, name)]
-        seen = self._seen.get(name)
+        # A call that fails midway leaves a part of them one call ahead, so they are forgotten then.
+        seen = self._seen.pop(name, None)
         if seen is None:
             check_number(len(images), name)
             tell_if_few(len(images), name)
