@@ -9,12 +9,12 @@ from torch import Tensor
 from anomaly_clip.methods import musc_images
 from anomaly_clip.methods.musc_images import (
     ImageFeatures,
-    agreed,
-    check_number,
+    check_count,
     drawn_order,
     gather_rows,
+    names_of_all,
     resize_grids,
-    tell_if_few,
+    warn_of_few,
 )
 
 CPU = torch.device("cpu")
@@ -54,7 +54,7 @@ def test_one_process_has_all_images_in_the_order_of_their_index() -> None:
     check(gathered, [0, 2, 4])
     assert ImageFeatures.gathered(None, CPU) is None
     assert gather_rows({}, CPU) == {}
-    assert agreed(["b", "a", "b"]) == ["b", "a"]
+    assert names_of_all(["b", "a", "b"]) == ["b", "a"]
 
 
 def test_rows_of_several_processes_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,10 +113,10 @@ def test_grids_are_averaged_or_interpolated() -> None:
 def test_few_images_are_logged_and_one_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     for n in (0, 1):
         with pytest.raises(ValueError, match=f"but tile has {n}: give at least 2, better 20"):
-            check_number(n, "tile")
+            check_count(n, "tile")
     for n in (2, 4, 5, 100):
-        check_number(n, "tile")
-        tell_if_few(n, "tile")
+        check_count(n, "tile")
+        warn_of_few(n, "tile")
     err = capsys.readouterr().err
     assert "tile has 2 images; scores of fewer than 5 are weak" in err
     assert "tile has 4 images" in err

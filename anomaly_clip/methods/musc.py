@@ -37,12 +37,12 @@ from anomaly_clip.methods.musc_images import (
     ImageFeatures,
     Recent,
     SeenImages,
-    agreed,
-    check_number,
+    check_count,
     drawn_order,
     gather_rows,
+    names_of_all,
     resize_grids,
-    tell_if_few,
+    warn_of_few,
 )
 from anomaly_clip.methods.mutual_scoring import (
     RecentImages,
@@ -288,7 +288,7 @@ class MuSc(AnomalyMethod):
                 parts.setdefault(name, []).append(images)
         for name in waiting:  # in all processes, also in those that have no image of a category
             self._score_category(name, parts.pop(name, []))
-        for name in agreed(list(parts)):
+        for name in names_of_all(list(parts)):
             self._score_category(name, parts.get(name, []))
 
     def _score_category(self, name: str, parts: list[ImageFeatures]) -> None:
@@ -304,8 +304,8 @@ class MuSc(AnomalyMethod):
         # A call that fails midway leaves a part of them one call ahead, so they are forgotten then.
         seen = self._seen.pop(name, None)
         if seen is None:
-            check_number(len(images), name)
-            tell_if_few(len(images), name)
+            check_count(len(images), name)
+            warn_of_few(len(images), name)
         rows = [row for row, i in enumerate(images.index.tolist()) if i in indices]
         start = min(self.start, len(images)) if seen is None else 0
         recent = self._recent(images) if seen is None else seen.recent
@@ -441,7 +441,7 @@ class MuSc(AnomalyMethod):
         image_scores = torch.zeros(len(images))
         maps: dict[int, Tensor] = {}
         for name, part in features.split(categories):
-            check_number(len(part), name)
+            check_count(len(part), name)
             rows, start = range(len(part)), min(self.start, len(part))
             patch_maps = self._patch_maps(part, rows, start)
             raw = self._raw_scores(patch_maps)

@@ -19,12 +19,12 @@ __all__ = [
     "ImageFeatures",
     "Recent",
     "SeenImages",
-    "agreed",
-    "check_number",
+    "check_count",
     "drawn_order",
     "gather_rows",
+    "names_of_all",
     "resize_grids",
-    "tell_if_few",
+    "warn_of_few",
 ]
 
 INDEX = "index"
@@ -138,7 +138,7 @@ def gather_rows(rows: Mapping[str, Tensor], device: torch.device) -> dict[str, T
     return gathered
 
 
-def agreed(names: Sequence[str]) -> list[str]:
+def names_of_all(names: Sequence[str]) -> list[str]:
     """Return the names of all processes, each once, in the same order in each process."""
     gathered: list[Any] = [names]
     if not _is_alone():
@@ -168,7 +168,7 @@ def drawn_order(n: int, seed: int, category: str) -> Tensor:
     return torch.randperm(n, generator=generator)
 
 
-def check_number(n: int, category: str) -> None:
+def check_count(n: int, category: str) -> None:
     """Check that there are images to compare.
 
     Raises:
@@ -181,7 +181,7 @@ def check_number(n: int, category: str) -> None:
         )
 
 
-def tell_if_few(n: int, category: str) -> None:
+def warn_of_few(n: int, category: str) -> None:
     """Log a line if a category has few images."""
     if n < FEW:
         say(f"MuSc: {category} has {n} images; scores of fewer than {FEW} are weak")

@@ -27,6 +27,7 @@ from anomaly_clip.memory import available_memory
 __all__ = [
     "RecentImages",
     "aggregate",
+    "bounds",
     "check_interval",
     "check_k_list",
     "check_neighbourhood",
@@ -39,6 +40,7 @@ __all__ = [
     "sequential_scores",
     "table_of_pairs",
     "table_of_rows",
+    "weighted_means",
     "window",
 ]
 
