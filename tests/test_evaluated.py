@@ -125,6 +125,7 @@ def test_another_backbone_is_named() -> None:
 MAY_DIFFER = {
     "CLIPADA": {"evaluator", "loss", "map"},
     "LinearProbe": {"cache_features"},
+    "MuSc": {"evaluator"},
     "PaDiM": {"blur_border", "evaluator", "sigma"},
     "PatchCore": {"blur_border", "evaluator", "num_neighbours", "sigma", "upsampling"},
     "RD4AD": {"amap_mode", "evaluator", "sigma"},

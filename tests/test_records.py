@@ -22,6 +22,7 @@ NEEDS: dict[str, tuple[dict[str, Any], LoaderNeeds]] = {
     "CLIPADA": ({"feature_layer": 2}, LoaderNeeds(32, is_fitted=True)),
     "Contrastive": ({"windows": {16: 0.7}}, LoaderNeeds(32, whole_epochs=True)),
     "LinearProbe": ({"image_size": 64}, LoaderNeeds(64)),
+    "MuSc": ({}, LoaderNeeds(32)),
     "PaDiM": ({"image_size": 64}, LoaderNeeds(64, single_pass=True, is_fitted=True)),
     "PatchCore": ({"image_size": 64}, LoaderNeeds(64, single_pass=True, is_fitted=True)),
     "RD4AD": ({"image_size": 64}, LoaderNeeds(64, is_fitted=True)),

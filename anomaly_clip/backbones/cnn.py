@@ -161,8 +161,6 @@ class CNNBackbone(FrozenBackbone):
                 f"model.layers must name spatial layers of the backbone ({names}), got "
                 f"{list(layers)}"
             )
-        if len(set(layers)) < len(layers):
-            raise ValueError(f"model.layers names a layer twice, got {list(layers)}: leave one out")
         strides = [self.strides[layer] for layer in layers]
         if strides != sorted(strides):
             raise ValueError(

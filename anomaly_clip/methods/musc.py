@@ -191,6 +191,8 @@ class MuSc(AnomalyMethod):
             # Naming the layers avoids computing those after the last one.
             cnn = self.backbone = CNNBackbone.of(replace(backbone, layers=names))
         self.layers = cnn.check_layers(list(cnn.strides) if layers is None else layers)  # type: ignore[arg-type]
+        if len(set(self.layers)) < len(self.layers):  # features are stored by name
+            raise ValueError(f"model.layers names a layer twice, got {self.layers}: leave one out")
         self._image_size = CNN_SIZE if image_size is None else image_size
         check_at_least("model.image_size", self._image_size, 32)
         return None
