@@ -193,7 +193,10 @@ def test_intervals_keep_their_type(clip: list[str], capsys: pytest.CaptureFixtur
         ("--model.image_size=64", "model.backbone.image_size"),
         ("--model.r_list=[]", "model.r_list"),
         ("--model.backbone.name=resnet18", "backbone.name resnet18 is a CNN"),
-        ("--model.backbone.weights=random", "backbone.pretrained does not go with name and weights"),
+        (
+            "--model.backbone.weights=random",
+            "backbone.pretrained does not go with name and weights",
+        ),
         ("--output.masks=true", "output.masks needs a threshold, but MuSc scores images by each"),
         ("--output.fdr=0.1", "output.fdr needs a threshold"),
     ],

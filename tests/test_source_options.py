@@ -59,7 +59,8 @@ def test_options_and_defaults_are_those_of_the_parser(kind: type) -> None:
     parser.add_class_arguments(kind, "x")
     expected = parser.get_defaults().as_dict()["x"]
     if kind is methods.MuSc:  # the parser has the options of the default only, a CLIP model
-        expected["backbone"] = {**asdict(CNNSettings()), **expected["backbone"]}
+        given = expected["backbone"].get("init_args", expected["backbone"])
+        expected["backbone"] = {**asdict(CNNSettings()), **given}
     source = find_class(f"{kind.__module__}.{kind.__name__}")
     assert source is not None
     options = {option.name: option for option in source.options()}
