@@ -142,6 +142,8 @@ def test_a_transductive_method_may_see_all_images_first(
     limits: Any = {"limit_val_batches": 1} if stage == "validate" else {"max_epochs": 1}
     trainer = quiet_trainer(num_sanity_val_steps=0, **limits)
     getattr(trainer, stage)(Watching(tiny_clip), datamodule=data)
+    assert Watching(tiny_clip).recorded_protocol() == {"transductive": True}  # marks its tables
+    assert "transductive" not in Toy(tiny_clip).recorded_protocol()
     assert seen == ([0, 1, 2] if stage == "validate" else [0, 1, 2, 3])
     monkeypatch.setattr(Watching, "observe", AnomalyMethod.observe)
     monkeypatch.setattr(base, "islice", None)  # loads batches

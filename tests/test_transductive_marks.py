@@ -55,7 +55,7 @@ class Method:
     evaluation_note = ""
 
     def __init__(self, protocol: dict[str, Any]) -> None:
-        self.protocol = lambda: protocol
+        self.protocol = self.recorded_protocol = lambda: protocol
 
 
 class Data:

@@ -47,8 +47,6 @@ class AnomalyMethod(EvaluatedModule):
     is_detector: ClassVar[bool] = True
     one_category: ClassVar[bool] = False
     """True if each category needs its own model."""
-    transductive: ClassVar[bool] = False
-    """True if the score of an image depends on the other images of a test."""
     score_part_names: ClassVar[tuple[str, ...]] = ()
     """Names of the columns of ``score_parts``."""
     uses_category_names: ClassVar[bool] = False

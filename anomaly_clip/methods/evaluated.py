@@ -93,6 +93,8 @@ class EvaluatedModule(LightningModule, ABC):
     """True if the module supports ``fit``."""
     is_detector: ClassVar[bool]
     """True if its outputs are :class:`~anomaly_clip.records.Scores`: image scores and maps."""
+    transductive: ClassVar[bool] = False
+    """True if the score of an image depends on the other images of a test."""
     not_exportable: ClassVar[str | None] = None
     """Reason why there is no program of the method, as a clause such as "scores images by each
     other"; None if it can be exported. A property may depend on the settings."""
@@ -134,6 +136,10 @@ class EvaluatedModule(LightningModule, ABC):
     def protocol(self) -> dict[str, Any]:
         """Return the method settings to record with the metrics."""
         return {}
+
+    def recorded_protocol(self) -> dict[str, Any]:
+        """Return the method settings of :meth:`protocol`, and whether scores are transductive."""
+        return {**({"transductive": True} if self.transductive else {}), **self.protocol()}
 
     def evaluation_protocol(self) -> dict[str, Any]:
         """Return how the metrics were computed; recorded alongside the metrics."""

@@ -206,7 +206,6 @@ class MuSc(AnomalyMethod):
         """Return the settings of the scoring; the numbers of images are recorded with every run."""
         online = {"memory": self.memory, "start": self.start, "order_seed": self.order_seed}
         return {
-            "transductive": True,
             "scoring": self.scoring,
             "layers": self.layers,
             "r_list": self.r_list,
@@ -249,14 +248,6 @@ class MuSc(AnomalyMethod):
             dataset, self.encoder, self.feature_cache_gb, option
         )
 
-    def _features(self, batch: Batch) -> ImageFeatures:
-        """Return the features of a batch, on the CPU."""
-        features = batch.get("features")
-        if features is None:
-            source = f"the batch that starts with {batch['path'][0]}"
-            features = halves(self.encoder, batch["image"], source)
-        return ImageFeatures(dict(features), batch["index"].cpu())
-
     # -- scoring ---------------------------------------------------------------------------------
 
     def prepare(self, categories: list[str]) -> None:
@@ -271,13 +262,14 @@ class MuSc(AnomalyMethod):
                 category after category, or features are not finite.
         """
         self._scored.clear()
+        encoder = self.encoder  # once, as its key is a hash of files
         waiting = list(self.evaluator.categories) if self.data is not None else []
         complete: set[str] = set()
         parts: dict[str, list[ImageFeatures]] = {}
         for batch in batches:
             if not batch["path"]:  # none of its images could be read
                 continue
-            for name, images in self._features(batch).split(batch["category"]):
+            for name, images in _features(batch, encoder).split(batch["category"]):
                 # Images are listed category after category: those before this one are complete.
                 while name in waiting and waiting[0] != name:
                     complete.add(waiting[0])
@@ -463,3 +455,12 @@ class MuSc(AnomalyMethod):
     def _scores(self, patch_maps: Tensor, image_scores: Tensor) -> Scores:
         maps = self._upsampled(patch_maps)
         return Scores(image_score=image_scores.to(maps), anomaly_map=maps)
+
+
+def _features(batch: Batch, encoder: Encoder) -> ImageFeatures:
+    """Return the features of a batch, on the CPU."""
+    features = batch.get("features")
+    if features is None:
+        source = f"the batch that starts with {batch['path'][0]}"
+        features = halves(encoder, batch["image"], source)
+    return ImageFeatures(dict(features), batch["index"].cpu())

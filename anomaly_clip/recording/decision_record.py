@@ -11,7 +11,6 @@ from anomaly_clip.decisions.calibration import ANOMALOUS, NORMAL
 from anomaly_clip.decisions.conformal import binomial_interval
 from anomaly_clip.decisions.sentences import guarantee, percent
 from anomaly_clip.files import printable
-from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.methods.evaluated import EvaluatedModule
 from anomaly_clip.progress import number_of
 from anomaly_clip.recording.decisions import Decisions
@@ -121,7 +120,7 @@ def no_decisions(checkpoint: str | Path | None, method: EvaluatedModule) -> str:
         checkpoint: Checkpoint of the run; None for a method without a fit.
         method: The method.
     """
-    if isinstance(method, AnomalyMethod) and method.transductive:
+    if method.transductive:
         name = type(method).__name__
         return (
             f"no image is called normal or anomalous, because {name} scores images by "

@@ -72,7 +72,7 @@ def table_title(
     if num_scored < protocol["listed"]:
         title += f"\nPARTIAL: {num_scored} of {protocol['listed']} images"
     remarks = (
-        transductive_remark(method.protocol()),
+        transductive_remark(method.recorded_protocol()),
         *unreadable_warnings(protocol),
         overlap_warning(protocol),
         selection_warning(method.protocol()),

@@ -14,7 +14,7 @@ from anomaly_clip.decisions.settings import CalibrationSettings
 from anomaly_clip.errors import UserError, check_between
 from anomaly_clip.files import write_csv
 from anomaly_clip.methods.base import AnomalyMethod
-from anomaly_clip.methods.evaluated import data_module
+from anomaly_clip.methods.evaluated import EvaluatedModule, data_module
 from anomaly_clip.progress import say
 from anomaly_clip.recording.calibration_files import calibration_file
 from anomaly_clip.recording.decision_record import decision_lines, decisions_record, num_anomalous
@@ -145,7 +145,7 @@ class RunDecisions:
                 "output.fdr": self.fdr is not None,
             }
             for option, is_set in options.items():
-                if is_set and getattr(module, "transductive", False):
+                if is_set and isinstance(module, EvaluatedModule) and module.transductive:
                     raise UserError(
                         f"{option} needs a threshold, but {type(module).__name__} scores images by "
                         f"each other, so that none holds: leave it out, or choose another method"

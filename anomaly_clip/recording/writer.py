@@ -421,7 +421,7 @@ class RunWriter(Callback):
         return run_record(
             type(method).__name__,
             method.weights,
-            {**_data(trainer).protocol(), **method.protocol(), **protocol},
+            {**_data(trainer).protocol(), **method.recorded_protocol(), **protocol},
             str(trainer.ckpt_path) if trainer.ckpt_path else None,
             self.seed,
             environment(trainer),
