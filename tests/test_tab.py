@@ -277,7 +277,10 @@ def test_several_processes_equal_one_with_the_same_statistics(
         states.append(
             load_file(tmp_path / str(number) / "TAB" / "1-fit" / "tab_resnet18.safetensors")
         )
-    assert_close(states[0], states[1], atol=1e-5, rtol=1e-4)  # with separate statistics: above 1
+    # Rounding is amplified by Adam, which scales tiny gradients up, and by the statistics of small
+    # batches. With separate statistics the difference is above 1.
+    tolerance = 1e-3 if statistics == "Fixed" else 3e-2
+    assert_close(states[0], states[1], atol=tolerance, rtol=tolerance)
 
 
 @pytest.mark.parametrize(
