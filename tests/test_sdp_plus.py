@@ -525,4 +525,6 @@ def test_two_processes_train_the_same_layers_as_one(
         assert done.returncode == 0, done.stderr[-2000:]
         metrics = tmp_path / "runs" / name / "1-test" / "metrics.json"
         tested.append(json.loads(metrics.read_text())["mean"])
-    assert tested[1] == pytest.approx(tested[0], abs=1e-3)  # batches of other sizes round differently
+    assert tested[1] == pytest.approx(
+        tested[0], abs=1e-3
+    )  # batches of other sizes round differently

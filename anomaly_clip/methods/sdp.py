@@ -17,19 +17,18 @@ import torch
 from torch import Tensor
 
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, Tokens, unit
-from anomaly_clip.backbones.prompts import PromptEnsemble, RVSSettings, text_features
+from anomaly_clip.backbones.prompts import PromptEnsemble, RVSSettings
 from anomaly_clip.backbones.surgery import StageTokens, check_stages, encode_dual_path
-from anomaly_clip.constant_tensors import has_values
 from anomaly_clip.errors import check_at_least
 from anomaly_clip.maps import gaussian_blur, image_score, patches_to_map
-from anomaly_clip.methods.clip_method import CLIPMethod
+from anomaly_clip.methods.prompted_method import PromptedMethod
 from anomaly_clip.metrics.evaluator import EvaluatorSettings
 from anomaly_clip.records import Scores
 
 __all__ = ["SDP", "feature_surgery", "text_score"]
 
 
-class SDP(CLIPMethod):
+class SDP(PromptedMethod):
     """Zero-shot anomaly detection with CLIP (CLIP-AD, arXiv 2311.00453; docs/methods/sdp.md).
 
     Args:
@@ -50,7 +49,6 @@ class SDP(CLIPMethod):
         evaluator: Settings of the metrics.
     """
 
-    uses_category_names: ClassVar[bool] = True
     must_be_fitted: ClassVar[bool] = False
     can_be_fitted: ClassVar[bool] = False
     score_part_names: ClassVar[tuple[str, ...]] = ("r0", "r1")
@@ -69,19 +67,14 @@ class SDP(CLIPMethod):
         sigma: float = 8.0,
         evaluator: EvaluatorSettings = EvaluatorSettings(),
     ) -> None:
-        super().__init__(evaluator)
+        super().__init__(prompts, rvs, evaluator)
         self.backbone = CLIPBackbone.of(backbone)
-        # Checkpoints store settings as plain dictionaries.
-        self.prompts = PromptEnsemble(**prompts) if isinstance(prompts, dict) else prompts
-        self.rvs = RVSSettings(**rvs) if isinstance(rvs, dict) else rvs
         self.stages = check_stages(stages, self.backbone.num_layers)
         self.paths = paths
         self.stage_tokens = stage_tokens
         self.feature_surgery = feature_surgery
         self.sigma = sigma
         check_at_least("model.sigma", sigma, 0)
-        self._text: dict[tuple[str, RVSSettings], Tensor] = {}
-        self._category_text: dict[str, Tensor] = {}
         settings: dict[str, Any] = {
             "backbone": self.backbone.settings,
             "prompts": self.prompts,
@@ -89,39 +82,6 @@ class SDP(CLIPMethod):
         }
         self.save_hyperparameters(ignore=[*settings, "evaluator"], logger=False)
         self.save_hyperparameters({k: asdict(v) for k, v in settings.items()}, logger=False)
-
-    def prepare(self, categories: list[str]) -> None:
-        """Encode the prompts of all categories."""
-        for name in categories:
-            self.text(name)
-
-    def text(self, category: str, dataset_name: str | None = None) -> Tensor:
-        """Return the text features ``(D, 2)`` of a category: normal, abnormal. They are cached.
-
-        Args:
-            category: A category of the data set in use.
-            dataset_name: Data set that determines ``auto`` settings; default: the evaluated one.
-        """
-        name, rvs = self.words(category), self.rvs.resolve(dataset_name or self.dataset_name)
-        key = name, rvs
-        if key not in self._text:
-            text = text_features(self.backbone, name, self.prompts, rvs)
-            if not has_values(text):  # in a graph that is being traced
-                return text
-            self._text[key] = text
-        return self._text[key].to(self.device)
-
-    def score(self, images: Tensor, categories: list[str]) -> Scores:
-        """Score images ``(B, 3, H, W)`` of given categories; see :meth:`score_with_text`."""
-        return self.score_with_text(images, torch.stack([self.text(name) for name in categories]))
-
-    def score_category(self, images: Tensor, category: str) -> Scores:
-        """Score images of one category; see the base class."""
-        if not torch.compiler.is_compiling():
-            # A graph cannot ask the data module for the name of the category in prompts.
-            self._category_text[category] = self.text(category)
-            return super().score_category(images, category)
-        return self.score_with_text(images, self._category_text[category].unsqueeze(0))
 
     @torch.no_grad()
     def score_with_text(self, images: Tensor, text: Tensor) -> Scores:

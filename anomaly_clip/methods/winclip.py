@@ -18,13 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, unit
-from anomaly_clip.backbones.prompts import PromptEnsemble, RVSSettings, text_features
+from anomaly_clip.backbones.prompts import PromptEnsemble, RVSSettings
 from anomaly_clip.constant_tensors import cached_tensor, has_values
 from anomaly_clip.errors import check_above
 from anomaly_clip.maps import patches_to_map
-from anomaly_clip.methods.clip_method import CLIPMethod
+from anomaly_clip.methods.prompted_method import ReferenceMethod
 from anomaly_clip.metrics.evaluator import EvaluatorSettings
-from anomaly_clip.progress import track
 from anomaly_clip.records import Scores
 
 __all__ = ["Embeddings", "WinCLIP", "association", "harmonic_map", "window_patches"]
@@ -55,7 +54,7 @@ class Embeddings(NamedTuple):
     """``(B, windows, D)`` per scale, in row-major order of the upper left corners."""
 
 
-class WinCLIP(CLIPMethod):
+class WinCLIP(ReferenceMethod[Embeddings]):
     """Zero-shot WinCLIP, or WinCLIP+ with ``data.shots`` reference images per category.
 
     Args:
@@ -70,7 +69,7 @@ class WinCLIP(CLIPMethod):
             with references.
     """
 
-    uses_category_names: ClassVar[bool] = True
+    unit_prompts: ClassVar[bool] = False  # unlike in CLIP-AD
     must_be_fitted: ClassVar[bool] = False
     can_be_fitted: ClassVar[bool] = False
 
@@ -83,10 +82,8 @@ class WinCLIP(CLIPMethod):
         evaluator: EvaluatorSettings = EvaluatorSettings(),
         patch_norm: bool = True,
     ) -> None:
-        super().__init__(evaluator)
+        super().__init__(prompts, RVSSettings("mean"), evaluator)
         self.backbone = CLIPBackbone.of(backbone)
-        # Plain dictionaries come from recorded hyper-parameters.
-        self.prompts = PromptEnsemble(**prompts) if isinstance(prompts, dict) else prompts
         self.patch_norm = patch_norm
         self.scales = [2, 3] if scales is None else list(scales)
         self.temperature = temperature
@@ -97,78 +94,22 @@ class WinCLIP(CLIPMethod):
                 f"model.scales {self.scales}: expected window sides from 1 to {side} patches "
                 f"(an image has {side} x {side}); default: [2, 3]"
             )
-        self._memory: dict[str, Embeddings] = {}
-        self._text: dict[str, Tensor] = {}
-        self._category_text: dict[str, Tensor] = {}
         settings: dict[str, Any] = {"backbone": self.backbone.settings, "prompts": self.prompts}
         self.save_hyperparameters(ignore=[*settings, "evaluator"], logger=False)
         self.save_hyperparameters({k: asdict(v) for k, v in settings.items()}, logger=False)
 
-    def prepare(self, categories: list[str]) -> None:
-        """Encode the prompts and, with ``data.shots``, the reference images of all categories."""
-        self._memory.clear()
-        self.reference_paths.clear()
-        for name in categories:
-            self.text(name)
-        data = self.data
-        if data is None or not data.has_shots:
-            return
-        for name in track(categories, "encoding references"):
-            references = data.references(name)
-            self.reference_paths[name] = list(references["path"])
-            self._memory[name] = self.remember(references["image"].to(self.device))
-
     def protocol(self) -> dict[str, Any]:
         """Return, with references, which patches were compared with theirs; see the base class."""
         return {"patch_norm": self.patch_norm} if self._memory else {}
-
-    def text(self, category: str) -> Tensor:
-        """Return the text features ``(D, 2)`` of a category: normal, abnormal.
-
-        Unlike in CLIP-AD, the embeddings are not normalised before they are averaged.
-        """
-        name = self.words(category)
-        if name not in self._text:
-            text = text_features(
-                self.backbone, name, self.prompts, RVSSettings("mean"), unit_rows=False
-            )
-            if not has_values(text):  # in a graph that is being traced
-                return text
-            self._text[name] = text
-        return self._text[name].to(self.device)
-
-    def score(self, images: Tensor, categories: list[str]) -> Scores:
-        """Score images ``(B, 3, H, W)`` of given categories; see :meth:`score_with_text`."""
-        text = torch.stack([self.text(name) for name in categories])  # (B, D, 2)
-        memory = None
-        if self._memory:
-            memory = [self._memory[name] for name in categories]
-        return self.score_with_text(images, text, memory)
-
-    def score_category(self, images: Tensor, category: str) -> Scores:
-        """Score images of one category; see the base class."""
-        if not torch.compiler.is_compiling():
-            # A graph cannot ask the data module for the name of the category in prompts.
-            self._category_text[category] = self.text(category)
-            return super().score_category(images, category)
-        memory = self._memory[category] if self._memory else None
-        return self.score_with_text(images, self._category_text[category].unsqueeze(0), memory)
 
     @torch.no_grad()
     def score_with_text(
         self,
         images: Tensor,
         text: Tensor,
-        memory: Sequence[Embeddings] | Embeddings | None = None,
+        memory: Sequence[Embeddings] | None = None,
     ) -> Scores:
-        """Score images against the text features of their categories and against references.
-
-        Args:
-            images: uint8 ``(B, 3, H, W)``, or floating point and already normalised.
-            text: ``(B, D, 2)``, or ``(1, D, 2)`` for all images; unit columns: normal, abnormal.
-            memory: For each image, the :meth:`remember` result of its category, or a single one for
-                all images; None: zero-shot.
-        """
+        """Score images against text features and references; see the base class."""
         with self.backbone.out_of_autocast():
             embeddings = self.embed(images, with_patches=memory is not None)
             image_score = self.abnormal(embeddings.image.unsqueeze(1), text).squeeze(1)
@@ -234,9 +175,7 @@ class WinCLIP(CLIPMethod):
             inverse = inverse + 1 / harmonic_map(scores, window_patches(self.side, scale))
         return (len(self.scales) + 1) / inverse
 
-    def association_grid(
-        self, images: Embeddings, memory: Sequence[Embeddings] | Embeddings
-    ) -> Tensor:
+    def association_grid(self, images: Embeddings, memory: Sequence[Embeddings]) -> Tensor:
         """Return M_ref ``(B, N)``: mean distance of patches and windows from the references."""
         total = _nearest(images, memory, lambda embeddings: embeddings.patches)
         for number, scale in enumerate(self.scales):
@@ -348,19 +287,19 @@ def association(embeddings: Tensor, memory: Tensor) -> Tensor:
 
 def _nearest(
     images: Embeddings,
-    memory: Sequence[Embeddings] | Embeddings,
+    memory: Sequence[Embeddings],
     part: Callable[[Embeddings], Tensor | None],
 ) -> Tensor:
     """Return :func:`association` of each image with its own references, ``(B, n)``.
 
     Args:
         images: Embeddings of all images.
-        memory: References of each image, or of all images.
+        memory: References of each image, or a single element for all images.
         part: Function that selects the patches, or the windows of a scale.
     """
     embeddings: Any = part(images)  # (B, n, D)
-    if isinstance(memory, Embeddings):
-        references: Any = part(memory)
+    if len(memory) == 1:
+        references: Any = part(memory[0])
         return association(embeddings, references).clamp(min=0)
     pairs: Any = zip(embeddings, map(part, memory), strict=True)
     return torch.stack([association(rows, references) for rows, references in pairs]).clamp(min=0)
