@@ -39,10 +39,12 @@ if TYPE_CHECKING:
     from anomaly_clip.detector import Detector
     from anomaly_clip.fitting import fit
     from anomaly_clip.methods import (
+        APRILGAN,
         CLIPADA,
         RD4AD,
         SDP,
         TAB,
+        AnomalyCLIP,
         AnomalyMethod,
         Contrastive,
         LinearProbe,
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
     from anomaly_clip.sources import load
 
 __all__ = [
+    "APRILGAN",
     "BTAD",
     "CLIPADA",
     "ISIC",
@@ -67,6 +70,7 @@ __all__ = [
     "RD4AD",
     "SDP",
     "TAB",
+    "AnomalyCLIP",
     "AnomalyData",
     "AnomalyMethod",
     "BrainMRI",
@@ -120,7 +124,7 @@ _MODULES = {
     "report": "reporting.report",
     **dict.fromkeys(("CLIPADA", "RD4AD", "SDP", "TAB", "AnomalyMethod", "Contrastive"), "methods"),
     **dict.fromkeys(("LinearProbe", "PaDiM", "PatchCore", "RegAD", "SDPPlus"), "methods"),
-    **dict.fromkeys(("MuSc", "SimpleNet", "WinCLIP"), "methods"),
+    **dict.fromkeys(("APRILGAN", "AnomalyCLIP", "MuSc", "SimpleNet", "WinCLIP"), "methods"),
 }
 """Module of each name; those of data sets are in ``data``."""
 

@@ -74,7 +74,14 @@ def cases() -> dict[str, Case]:
         "SDP+": Case(
             methods.SDPPlus,
             {**clip, **SETTINGS, "rvs": {"method": "mean"}, "lr": 0.01},
-            {"auxiliary": {"class_path": "Demo", "init_args": _demo(batch_size=2)}},
+            _auxiliary(),
+        ),
+        "APRIL-GAN": Case(methods.APRILGAN, {**clip, **SETTINGS, "lr": 0.01}, _auxiliary()),
+        "APRIL-GAN 2-shot": Case(
+            methods.APRILGAN, {**clip, **SETTINGS, "lr": 0.01}, {**_auxiliary(), "shots": 2}
+        ),
+        "AnomalyCLIP": Case(
+            methods.AnomalyCLIP, {**clip, "lr": 0.01, "layers": [2, 4]}, _auxiliary()
         ),
         "CLIP-ADA": Case(
             methods.CLIPADA,
@@ -127,6 +134,10 @@ def checks(slow: bool) -> dict[str, list[Check]]:
         )
         for name, case in cases().items()
     }
+
+
+def _auxiliary() -> dict[str, Any]:
+    return {"auxiliary": {"class_path": "Demo", "init_args": _demo(batch_size=2)}}
 
 
 def _demo(**options: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from weight_forms import prefixed
 from anomaly_clip.backbones.clip import CLIPBackbone
 from anomaly_clip.cli import main
 from anomaly_clip.methods import SDPPlus
-from anomaly_clip.methods.sdp_plus import read_linear_layers
+from anomaly_clip.methods.linear_layers import read_linear_layers
 
 State = dict[str, Tensor]
 

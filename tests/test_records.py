@@ -19,6 +19,8 @@ from anomaly_clip.records import Draw, HasLoaderNeeds, LoaderNeeds, needs_of, ve
 RANDOM = CNNSettings("resnet18", "random")
 
 NEEDS: dict[str, tuple[dict[str, Any], LoaderNeeds]] = {
+    "APRILGAN": ({}, LoaderNeeds(32, category_names=True, is_fitted=True)),
+    "AnomalyCLIP": ({}, LoaderNeeds(32, is_fitted=True)),
     "CLIPADA": ({"feature_layer": 2}, LoaderNeeds(32, is_fitted=True)),
     "Contrastive": ({"windows": {16: 0.7}}, LoaderNeeds(32, whole_epochs=True)),
     "LinearProbe": ({"image_size": 64}, LoaderNeeds(64)),

@@ -32,7 +32,7 @@ from anomaly_clip.cli import main
 from anomaly_clip.data import HeadCT, MVTecAD, VisA
 from anomaly_clip.files import CACHE_VARIABLE
 from anomaly_clip.methods import SDP, SDPPlus, sdp_plus
-from anomaly_clip.methods.sdp_plus import read_linear_layers
+from anomaly_clip.methods.linear_layers import read_linear_layers
 from anomaly_clip.metrics import EvaluatorSettings
 from anomaly_clip.testing.processes import run_command
 
@@ -458,13 +458,13 @@ def test_validation_uses_the_settings_of_its_own_data_set(
     tiny_clip: CLIPBackbone, mvtec_root: Path, trained_on: VisA, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     blurs: list[float] = []
-    ordinary = SDPPlus._score_tokens
+    ordinary = SDPPlus._score_against
 
     def score(self: SDPPlus, tokens: dict[str, Tensor], text: Tensor) -> Any:
         blurs.append(self.blur)
         return ordinary(self, tokens, text)
 
-    monkeypatch.setattr(SDPPlus, "_score_tokens", score)
+    monkeypatch.setattr(SDPPlus, "_score_against", score)
     method = tiny(tiny_clip, sigma="auto")
     data = MVTecAD(
         str(mvtec_root),

@@ -163,6 +163,11 @@ class CLIPBackbone(FrozenBackbone):
         return len(self.visual.transformer.resblocks)
 
     @property
+    def num_text_layers(self) -> int:
+        """Number of blocks of the text tower."""
+        return len(self.model.transformer.resblocks)
+
+    @property
     def is_random(self) -> bool:
         """True if the weights are untrained and the metrics therefore mean nothing."""
         return self.settings.pretrained == RANDOM
@@ -314,13 +319,15 @@ class CLIPBackbone(FrozenBackbone):
         length = int(last.max()) + 1
         return self.encode_embedded(self.model.token_embedding(ids[:, :length]), last)
 
-    def encode_embedded(self, tokens: Tensor, last: Tensor) -> Tensor:
+    def encode_embedded(self, tokens: Tensor, last: Tensor, deep: Sequence[Tensor] = ()) -> Tensor:
         """Run the text tower on embedded tokens; gradients flow back to the tokens.
 
         Args:
             tokens: ``(M, L, W)``, without positional embeddings; the start token first.
             last: int64 ``(M,)``, position of the end token of each prompt; the output at this
                 position is the embedding.
+            deep: Deep prompts ``(t, W)``: the first one replaces the ``t`` tokens after the start
+                token before block 2, the next one before block 3, and so on.
 
         Returns:
             ``(M, D)``, not normalised.
@@ -329,7 +336,15 @@ class CLIPBackbone(FrozenBackbone):
         length = tokens.shape[1]
         mask = model.attn_mask[:length, :length]
         tokens = tokens + model.positional_embedding[:length]
-        tokens = model.transformer(tokens, attn_mask=mask)
+        if deep:
+            for number, block in enumerate(model.transformer.resblocks):
+                if 1 <= number <= len(deep):
+                    inserted = deep[number - 1].expand(len(tokens), -1, -1)
+                    rest = tokens[:, 1 + inserted.shape[1] :]
+                    tokens = torch.cat([tokens[:, :1], inserted, rest], dim=1)
+                tokens = block(tokens, attn_mask=mask)
+        else:
+            tokens = model.transformer(tokens, attn_mask=mask)
         tokens = model.ln_final(tokens)[torch.arange(len(last), device=last.device), last]
         if isinstance(model.text_projection, nn.Linear):
             return model.text_projection(tokens)

@@ -133,15 +133,18 @@ class LearnablePrompt(nn.Module):
         self.register_buffer("template", embedded.clone(), persistent=False)
         self.register_buffer("last", last.to(device), persistent=False)
 
-    def forward(self, backbone: CLIPBackbone) -> Tensor:
-        """Return the unit-length text features of the prompts, ``(n_prompts, D)`` in float32."""
+    def embedded(self) -> Tensor:
+        """Return the embedded tokens ``(n_prompts, L, W)`` with the vectors in place."""
         n_ctx = self.settings.n_ctx
         parts = zip(self.template, self.starts, self.context, strict=True)
-        tokens = torch.stack(
+        return torch.stack(
             [torch.cat([row[:at], context, row[at + n_ctx :]]) for row, at, context in parts]
-        )  # (n_prompts, L, W)
+        )
+
+    def forward(self, backbone: CLIPBackbone) -> Tensor:
+        """Return the unit-length text features of the prompts, ``(n_prompts, D)`` in float32."""
         with backbone.out_of_autocast():
-            return unit(backbone.encode_embedded(tokens, self.last))
+            return unit(backbone.encode_embedded(self.embedded(), self.last))
 
 
 def _per_prompt(value: str | Sequence[str], count: int) -> list[str]:

@@ -87,6 +87,45 @@ TEMPLATES = (
     "a photo of a {} for anomaly detection.",
 )
 
+# APRIL-GAN (arXiv 2305.17382), in the order of its official code.
+TEMPLATES_APRIL_GAN = (
+    "a bad photo of a {}.",
+    "a low resolution photo of the {}.",
+    "a bad photo of the {}.",
+    "a cropped photo of the {}.",
+    "a bright photo of a {}.",
+    "a dark photo of the {}.",
+    "a photo of my {}.",
+    "a photo of the cool {}.",
+    "a close-up photo of a {}.",
+    "a black and white photo of the {}.",
+    "a bright photo of the {}.",
+    "a cropped photo of a {}.",
+    "a jpeg corrupted photo of a {}.",
+    "a blurry photo of the {}.",
+    "a photo of the {}.",
+    "a good photo of the {}.",
+    "a photo of one {}.",
+    "a close-up photo of the {}.",
+    "a photo of a {}.",
+    "a low resolution photo of a {}.",
+    "a photo of a large {}.",
+    "a blurry photo of a {}.",
+    "a jpeg corrupted photo of the {}.",
+    "a good photo of a {}.",
+    "a photo of the small {}.",
+    "a photo of the large {}.",
+    "a black and white photo of a {}.",
+    "a dark photo of a {}.",
+    "a photo of a cool {}.",
+    "a photo of a small {}.",
+    "there is a {} in the scene.",
+    "there is the {} in the scene.",
+    "this is a {} in the scene.",
+    "this is the {} in the scene.",
+    "this is one {} in the scene.",
+)
+
 # WinCLIP's re-implementations have 21 templates: two of the 22 are missing, one appears twice.
 _LEFT_OUT = ("a cropped photo of a {}.", "a jpeg corrupted photo of a {}.")
 TEMPLATE_SETS: dict[str, tuple[str, ...]] = {
@@ -95,6 +134,7 @@ TEMPLATE_SETS: dict[str, tuple[str, ...]] = {
         *(line for line in TEMPLATES if line not in _LEFT_OUT),
         "a jpeg corrupted photo of the {}.",
     ),
+    "april_gan": TEMPLATES_APRIL_GAN,
 }
 
 Method = Literal["mean", "pca", "kde", "dbscan", "mean_shift"]
@@ -117,12 +157,12 @@ class PromptEnsemble:
         states_normal: Descriptions of a normal object.
         states_abnormal: Descriptions of an abnormal object.
         templates: Prompt templates around a state, or the name of a published list: full (of
-            CLIP-AD) or reimpl (of WinCLIP's re-implementations).
+            CLIP-AD), reimpl (of WinCLIP's re-implementations) or april_gan (of APRIL-GAN).
     """
 
     states_normal: list[str] = field(default_factory=lambda: list(STATES_NORMAL))
     states_abnormal: list[str] = field(default_factory=lambda: list(STATES_ABNORMAL))
-    templates: list[str] | Literal["full", "reimpl"] = "full"
+    templates: list[str] | Literal["full", "reimpl", "april_gan"] = "full"
 
     def __post_init__(self) -> None:
         for name, lines in self.as_lists().items():

@@ -25,9 +25,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BlockOutput",
+    "DenseAttention",
     "StageTokens",
     "attend",
     "check_stages",
+    "dense_path",
     "dual_path",
     "encode_dual_path",
     "encode_layers",
@@ -36,6 +38,8 @@ __all__ = [
 ]
 
 StageTokens = Literal["official", "clean"]
+DenseAttention = Literal["vv", "qq+kk+vv"]
+"""Self-self attention of a dense path: of the values, or the sum of that of all three."""
 
 NUM_STAGES = 4
 
@@ -168,6 +172,45 @@ def encode_dual_path(
     return tokens
 
 
+def dense_path(
+    backbone: CLIPBackbone, images: Tensor, blocks: int, attention: DenseAttention = "vv"
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Run the image tower and yield the original and the dense path after every block.
+
+    This is DPAM of AnomalyCLIP (arXiv 2310.18961). The dense path starts with the tokens that enter
+    the first of its blocks. Each block adds the output of self-self attention, whose input is the
+    original path, and no MLP.
+
+    Args:
+        backbone: The frozen CLIP.
+        images: uint8 ``(B, 3, H, W)``, or floating point and already normalised.
+        blocks: Number of blocks with a dense path, which are the last ones, at least 1.
+        attention: ``vv``: queries and keys are replaced by the values (AnomalyCLIP). ``qq+kk+vv``:
+            the sum of the attention weights of queries, keys and values with themselves, times the
+            values (Crane).
+
+    Yields:
+        Original and dense tokens, ``(B, 1 + N, W)`` each; before the first dense block, both are
+        the same. The last original tokens are the class token alone, ``(B, 1, W)``.
+    """
+    layers = backbone.visual.transformer.resblocks
+    original = backbone.embed(images)
+    dense = original
+    for number, block in enumerate(layers, start=1):
+        q, k, v = split_heads(block, block.ln_1(original))
+        is_dense = number > len(layers) - blocks
+        if is_dense:
+            pairs = [v] if attention == "vv" else [q, k, v]
+            mixed = sum(_attention(same, same, v) for same in pairs)
+            dense = dense + _attention_output(block, mixed)  # type: ignore[arg-type]
+        rows = slice(1) if number == len(layers) else slice(None)
+        attended = original[:, rows] + attend(block, q[:, :, rows], k, v)
+        original = attended + block.ls_2(block.mlp(block.ln_2(attended)))
+        if not is_dense:
+            dense = original
+        yield original, dense
+
+
 def encode_layers(
     backbone: CLIPBackbone, images: Tensor, layers: Sequence[int], value_blocks: int = 0
 ) -> list[Tensor]:
@@ -235,6 +278,11 @@ def attend(
         v: Values of the same shape.
         bias: Bias ``(B, 1 + N)`` per key, added to the logits of every query; default: none.
     """
+    return _attention_output(block, _attention(q, k, v, bias))
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return the weighted values ``(B, heads, 1 + N, d)``; see :func:`attend`."""
     if bias is not None:
         bias = bias[:, None, None, :]
     if q.dtype == torch.bfloat16 and q.device.type == "cpu":
@@ -242,8 +290,11 @@ def attend(
         with torch.autocast("cpu", enabled=False):
             logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
             logits = logits if bias is None else logits + bias.to(logits.dtype)
-            attended = logits.softmax(dim=-1) @ v
-    else:
-        mask = None if bias is None else bias.to(q.dtype)
-        attended = F.scaled_dot_product_attention(q, k, v, mask)  # scale 1 / sqrt(d)
-    return block.ls_1(block.attn.out_proj(attended.transpose(1, 2).flatten(2)))  # (B, 1 + N, W)
+            return logits.softmax(dim=-1) @ v
+    mask = None if bias is None else bias.to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, mask)  # scale 1 / sqrt(d)
+
+
+def _attention_output(block: ResidualAttentionBlock, attended: Tensor) -> Tensor:
+    """Project weighted values ``(B, heads, 1 + N, d)`` to ``(B, 1 + N, W)``."""
+    return block.ls_1(block.attn.out_proj(attended.transpose(1, 2).flatten(2)))

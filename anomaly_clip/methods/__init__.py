@@ -1,10 +1,12 @@
 """Methods of visual anomaly detection."""
 
+from anomaly_clip.methods.april_gan import APRILGAN
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.methods.clip_ada import CLIPADA
 from anomaly_clip.methods.contrastive import Contrastive
 from anomaly_clip.methods.linear_probe import LinearProbe
 from anomaly_clip.methods.musc import MuSc
+from anomaly_clip.methods.object_agnostic import AnomalyCLIP
 from anomaly_clip.methods.padim import PaDiM
 from anomaly_clip.methods.patchcore import PatchCore
 from anomaly_clip.methods.rd4ad import RD4AD
@@ -16,10 +18,12 @@ from anomaly_clip.methods.tab import TAB
 from anomaly_clip.methods.winclip import WinCLIP
 
 __all__ = [
+    "APRILGAN",
     "CLIPADA",
     "RD4AD",
     "SDP",
     "TAB",
+    "AnomalyCLIP",
     "AnomalyMethod",
     "Contrastive",
     "LinearProbe",

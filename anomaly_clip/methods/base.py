@@ -49,6 +49,9 @@ class AnomalyMethod(EvaluatedModule):
     """True if each category needs its own model."""
     score_part_names: ClassVar[tuple[str, ...]] = ()
     """Names of the columns of ``score_parts``."""
+    scaled_parts: ClassVar[tuple[bool, ...]] = ()
+    """True for each part that is min-max scaled over the images of a category before all parts are
+    added; default: all."""
     uses_category_names: ClassVar[bool] = False
     """True if category names are inserted into prompts."""
     inference_arguments: ClassVar[frozenset[str]] = frozenset({"evaluator"})
