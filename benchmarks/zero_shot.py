@@ -1,11 +1,12 @@
-"""Time SDP, SDP+ and WinCLIP, and open_clip's plain image encoder of the same model.
+"""Time SDP, SDP+, WinCLIP, AnomalyCLIP and APRIL-GAN, and open_clip's plain image encoder.
 
 The script prints one JSON line with three results for each batch size: the seconds of each method
 and of the encoder (the minimum over interleaved rounds in one process with the same threads), the
 ratios of the methods' seconds to those of the encoder, and the largest difference between the
-package's maps and those of a plain implementation (``docs/methods/sdp.md``,
-``docs/methods/sdp_plus.md``, ``docs/methods/winclip.md``). The exit status is 1 if a ratio is above
-its target or if maps differ by more than 1e-4.
+package's maps and those of a plain implementation (equations in the methods' pages in
+``docs/methods``). All have the same model with random weights. AnomalyCLIP is timed with its own
+inference and that of Crane, APRIL-GAN with and without the memory of four reference images. The
+exit status is 1 if a ratio is above its target or if maps differ by more than 1e-4.
 
     python benchmarks/zero_shot.py --rounds 9 --threads 1
 """
@@ -23,10 +24,19 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings
-from anomaly_clip.methods import SDP, SDPPlus, WinCLIP
+from anomaly_clip.methods import APRILGAN, SDP, AnomalyCLIP, SDPPlus, WinCLIP
 
 MOST_APART = 1e-4  # largest difference from the plain implementation's maps
-TARGETS = {"sdp": 1.20, "sdp_plus": 1.25, "winclip": 11.5}
+TARGETS = {
+    "sdp": 1.20,
+    "sdp_plus": 1.25,
+    "winclip": 11.5,
+    "anomalyclip": 1.25,
+    "crane": 1.40,
+    "april_gan": 1.15,
+    "april_gan_4_shots": 1.25,
+}
+SHOTS = 4
 
 
 def main() -> int:
@@ -41,6 +51,8 @@ def main() -> int:
     torch.manual_seed(0)
     backbone = CLIPBackbone.of(CLIPSettings(options.name, "random"))
     sdp, plus, winclip = SDP(backbone), SDPPlus(backbone), WinCLIP(backbone)
+    anomalyclip, crane = AnomalyCLIP(backbone), AnomalyCLIP(backbone, inference="crane")
+    april_gan = APRILGAN(backbone)
     values: dict[str, object] = {
         "model": options.name,
         "weights": "random",
@@ -52,12 +64,19 @@ def main() -> int:
         side = backbone.image_size
         images = torch.randint(0, 256, (size, 3, side, side), dtype=torch.uint8)
         text = F.normalize(torch.randn(size, backbone.model.visual.output_dim, 2), dim=1)
+        references = torch.randint(0, 256, (SHOTS, 3, side, side), dtype=torch.uint8)
+        names = ["object"] * size  # not used
+        memory = [april_gan.remember(references)]
         pixels = backbone.prepare(images)
         tasks = {
             "plain": partial(backbone.model.encode_image, pixels),
             "sdp": partial(sdp.score_with_text, images, text),
             "sdp_plus": partial(plus.score_with_text, images, text),
             "winclip": partial(winclip.score_with_text, images, text),
+            "anomalyclip": partial(anomalyclip.score, images, names),
+            "crane": partial(crane.score, images, names),
+            "april_gan": partial(april_gan.score_with_text, images, text),
+            "april_gan_4_shots": partial(april_gan.score_with_text, images, text, memory),
         }
         with torch.no_grad():
             seconds = fastest(options.rounds, tasks, clock=time.perf_counter)
@@ -70,6 +89,19 @@ def main() -> int:
                 "winclip": (
                     winclip.score_with_text(few, texts),
                     plain_winclip(winclip, few, texts),
+                ),
+                "anomalyclip": (
+                    anomalyclip.score(few, names[:1]),
+                    plain_anomalyclip(anomalyclip, few),
+                ),
+                "crane": (crane.score(few, names[:1]), plain_anomalyclip(crane, few)),
+                "april_gan": (
+                    april_gan.score_with_text(few, texts),
+                    plain_april_gan(april_gan, few, texts),
+                ),
+                "april_gan_4_shots": (
+                    april_gan.score_with_text(few, texts, memory),
+                    plain_april_gan(april_gan, few, texts, references),
                 ),
             }
         apart = {
@@ -182,6 +214,62 @@ def plain_winclip(winclip: WinCLIP, images: Tensor, text: Tensor) -> Tensor:
         inverse += total / count
     means = (len(winclip.scales) + 1) / inverse
     return upsampled(means.reshape(1, -1), winclip.image_size)
+
+
+def plain_anomalyclip(method: AnomalyCLIP, images: Tensor) -> Tensor:
+    """Compute AnomalyCLIP's maps, of its own or of Crane's inference, from the last block."""
+    visual = method.backbone.visual
+    original = dense = method.backbone.embed(images)
+    blocks = visual.transformer.resblocks
+    for number, block in enumerate(blocks, start=1):
+        attention = block.attn
+        mixed = block.ln_1(original) @ attention.in_proj_weight.T + attention.in_proj_bias
+        q, k, v = (
+            part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+            for part in mixed.chunk(3, dim=-1)
+        )
+        scale = q.shape[-1] ** -0.5
+        if number > len(blocks) - method.dense_blocks:
+            pairs = [q, k, v] if method.is_crane else [v]
+            values = sum((same @ same.mT * scale).softmax(-1) for same in pairs) @ v
+            dense = dense + attention.out_proj(values.transpose(1, 2).flatten(2))
+        ordinary = attention.out_proj(
+            ((q @ k.mT * scale).softmax(-1) @ v).transpose(1, 2).flatten(2)
+        )
+        original = original + ordinary
+        original = original + block.mlp(block.ln_2(original))
+        if number <= len(blocks) - method.dense_blocks:
+            dense = original
+    tokens = F.normalize(visual.ln_post(dense[:, 1:]) @ visual.proj, dim=-1)
+    abnormal = (tokens @ method.text() / method.temperature).softmax(-1)[..., 1]
+    return blurred(upsampled(abnormal, method.image_size), method.sigma)
+
+
+def plain_april_gan(
+    method: APRILGAN, images: Tensor, text: Tensor, references: Tensor | None = None
+) -> Tensor:
+    """Compute APRIL-GAN's maps, with or without reference images."""
+
+    def layers(of: Tensor) -> list[Tensor]:
+        tokens, kept = method.backbone.embed(of), []
+        for number, block in enumerate(method.backbone.visual.transformer.resblocks, start=1):
+            tokens = block(tokens)
+            if number in method.layers:
+                kept.append(tokens[:, 1:])
+        return kept
+
+    total = torch.zeros(len(images), method.image_size, method.image_size)
+    patches = layers(images)
+    for layer, tokens in zip(method.fc, patches, strict=True):
+        logits = 100 * (F.normalize(layer(tokens), dim=-1) @ text)
+        both = [upsampled(logits[..., k], method.image_size, align_corners=True) for k in (0, 1)]
+        total = total + torch.stack(both).softmax(0)[1]
+    if references is not None:
+        for tokens, memory in zip(patches, layers(references), strict=True):
+            rows = F.normalize(memory.flatten(0, 1), dim=-1)
+            distance = 1 - (F.normalize(tokens, dim=-1) @ rows.T).amax(-1)
+            total = total + upsampled(distance, method.image_size, align_corners=True)
+    return total
 
 
 if __name__ == "__main__":

@@ -184,3 +184,65 @@ def test_the_status_counts_missed_bounds(common: ModuleType, tmp_path: Path) -> 
         "two: drift: -, at most 1: not measured",
         "1 of 3 bounds are missed: one",
     ]
+
+
+def test_the_table_of_clip_methods_has_mean_minimum_and_maximum_over_seeds() -> None:
+    module = import_module("clip_methods_demo")
+    rows = module.table(
+        {
+            "SDP": {
+                501: {"image_auroc": 0.9, "pixel_auroc": 0.8, "pixel_ap": 0.5, "pixel_pro": None},
+                502: {"image_auroc": 0.7, "pixel_auroc": 0.9, "pixel_ap": 0.6, "pixel_pro": None},
+            }
+        }
+    )
+    assert rows["SDP"]["mean"] == {"image_auroc": 0.8, "pixel_auroc": 0.85, "pixel_ap": 0.55}
+    assert rows["SDP"]["min"] == {"image_auroc": 0.7, "pixel_auroc": 0.8, "pixel_ap": 0.5}
+    assert rows["SDP"]["max"] == {"image_auroc": 0.9, "pixel_auroc": 0.9, "pixel_ap": 0.6}
+    assert rows["SDP"]["seeds"]["502"]["image_auroc"] == 0.7
+
+
+def test_bounds_of_clip_methods_need_both_rows() -> None:
+    module = import_module("clip_methods_demo")
+    mean = {"image_auroc": 0.9, "pixel_auroc": 0.9, "pixel_ap": 0.5}
+    rows = {
+        "SDP": {"mean": mean},
+        "SDP+": {"mean": {**mean, "pixel_auroc": 0.87}},
+        "APRIL-GAN": {"mean": mean},
+        "APRIL-GAN, random weights": {"mean": {"pixel_ap": 0.05}},
+    }
+    bounds = module.bounds_of(rows)
+    assert {name: bound["met"] for name, bound in bounds.items()} == {
+        "SDP+ over SDP, image_auroc": True,
+        "SDP+ over SDP, pixel_auroc": False,
+        "SDP+ over SDP, pixel_ap": True,
+        "APRIL-GAN, pixel_ap over that of random weights": True,
+    }
+    assert module.bounds_of({"SDP": rows["SDP"], "APRIL-GAN": rows["APRIL-GAN"]}) == {}
+
+
+def test_each_row_of_the_clip_methods_has_a_configuration_and_its_own_seeds() -> None:
+    module = import_module("clip_methods_demo")
+    for name, row in module.ROWS.items():
+        assert (module.CONFIGS / f"{row.config}.yaml").is_file()
+        assert row.fit_of is None or module.ROWS[row.fit_of].config == row.config
+        line = module.fit_line(name, 502)
+        assert (line is None) == (not row.fitted)
+        if line and row.weights:
+            assert line[line.index("--data.auxiliary.seed") + 1] == "1502"
+            assert line[line.index("--data.seed") + 1] == "502"
+    fit = Path("fit")
+    crane = module.test_line("AnomalyCLIP, inference of Crane", 502, fit)
+    assert crane[-2:] == ["--model.inference", "crane"]
+    assert crane[2] == "fit/checkpoints/last.ckpt"
+    assert len({module.folder_of(name) for name in module.ROWS}) == len(module.ROWS)
+
+
+def test_photographs_are_scored_with_the_weights_of_a_fit_on_the_demo() -> None:
+    module = import_module("clip_methods_demo")
+    line = module.photograph_line("APRIL-GAN, 4 shots", "tiles", "DIR", Path("fit"))
+    assert line[line.index("--model.linear_layers") + 1] == "fit/linear_layers.pth"
+    assert line[-2:] == ["--data.shots", "4"]
+    rows = ["SDP", "CLIP-ADA", "AnomalyCLIP", "APRIL-GAN, 4 shots"]
+    assert module.photograph_rows("tiles", rows) == ["SDP", "AnomalyCLIP", "APRIL-GAN, 4 shots"]
+    assert module.photograph_rows("brain", rows) == ["SDP", "AnomalyCLIP"]
