@@ -81,7 +81,10 @@ def cases() -> dict[str, Case]:
             methods.APRILGAN, {**clip, **SETTINGS, "lr": 0.01}, {**_auxiliary(), "shots": 2}
         ),
         "AnomalyCLIP": Case(
-            methods.AnomalyCLIP, {**clip, "lr": 0.01, "layers": [2, 4]}, _auxiliary()
+            methods.AnomalyCLIP,
+            {**clip, "lr": 0.01, "layers": [2, 4]},
+            _auxiliary(),
+            half_precision_bound=0.25,
         ),
         "CLIP-ADA": Case(
             methods.CLIPADA,
