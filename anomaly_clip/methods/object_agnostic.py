@@ -34,14 +34,14 @@ __all__ = ["AnomalyCLIP"]
 DENSE_BLOCKS, PUBLISHED_BLOCKS = 19, 24  # of ViT-L-14-336
 LOCAL_WEIGHT = 4.0  # of the loss of maps, for one layer
 BETAS = (0.5, 0.999)  # of Adam
-PUBLISHED_CLIP = CLIPSettings("ViT-L-14-336-quickgelu", "openai", 518, positions="bilinear")
 
 
 class AnomalyCLIP(AuxiliaryTraining):
     """AnomalyCLIP with object-agnostic prompts (arXiv 2310.18961; docs/methods/anomalyclip.md).
 
     Args:
-        backbone: The CLIP model.
+        backbone: The CLIP model. The configurations have the published one, ViT-L-14-336-quickgelu
+            of OpenAI at 518 pixels.
         prompt: Sizes and initialisation of the learnable prompts.
         layers: Layers whose maps are added, 1-based; default: the last one (published).
         dense_blocks: Number of last blocks with a second path of value-value attention; default: 19
@@ -72,7 +72,7 @@ class AnomalyCLIP(AuxiliaryTraining):
 
     def __init__(
         self,
-        backbone: CLIPSettings | CLIPBackbone = PUBLISHED_CLIP,
+        backbone: CLIPSettings | CLIPBackbone = CLIPSettings(positions="bilinear"),
         prompt: DeepPromptsSettings = DeepPromptsSettings(),
         layers: list[int] | None = None,
         dense_blocks: int | None = None,
@@ -156,6 +156,15 @@ class AnomalyCLIP(AuxiliaryTraining):
             return self.score_tokens(self.tokens(images, scoring=True), categories)
 
     @torch.no_grad()
+    def score_category(self, images: Tensor, category: str) -> Scores:
+        """Score images of one category; see the base class."""
+        if not torch.compiler.is_compiling():
+            return super().score_category(images, category)
+        # A graph contains the text features as constants: it can neither encode nor compare them.
+        text = self.text() if self._text is None else self._text[1].to(self.device)
+        return self.score_with_text(self.tokens(images, scoring=True), text)
+
+    @torch.no_grad()
     def tokens(self, images: Tensor, *, scoring: bool) -> dict[str, Tensor]:
         """Return projected patches and the image vector, not normalised; see the base class.
 
@@ -187,8 +196,11 @@ class AnomalyCLIP(AuxiliaryTraining):
         Returns:
             The blurred map, in 0 to the number of layers, and the image score.
         """
+        return self.score_with_text(tokens, self.text())
+
+    def score_with_text(self, tokens: dict[str, Tensor], text: Tensor) -> Scores:
+        """Score tokens against text features ``(D, 2)``; see :meth:`score_tokens`."""
         with self.backbone.out_of_autocast():
-            text = self.text()
             patches = torch.stack([unit(tokens[f"patches.{layer}"]) for layer in self.layers])
             image = unit(tokens["image"])
             maps = self.layer_maps(patches, text, (self.image_size, self.image_size))
