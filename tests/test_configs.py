@@ -74,7 +74,7 @@ def one_template() -> list[str]:
 TINY_CLIP = ["--model.backbone.image_size", "32", "--model.layers", "null"]
 AUXILIARY = {
     "sdp_plus": ["--model.stages", "null", "--model.rvs.method", "mean", *one_template()],
-    "anomalyclip": [*TINY_CLIP, "--model.dense_blocks", "null", "--model.prompt.depth", "null"],
+    "anomalyclip": [*TINY_CLIP, "--model.dense_blocks", "null"],
     "april_gan": [*TINY_CLIP, *one_template()],
 }
 """Methods that are trained on another data set, by their configurations, with tiny options."""
