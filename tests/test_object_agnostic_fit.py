@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import anomaly_clip
-from anomaly_clip.backbones.clip import CLIPBackbone, unit
+from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, unit
 from anomaly_clip.backbones.surgery import dense_path, encode_layers
 from anomaly_clip.cli import main
 from anomaly_clip.data import HeadCT, MVTecAD, VisA
@@ -85,7 +85,7 @@ def test_the_dense_path_of_one_layer_is_that_of_value_attention(
 def test_layers_before_the_first_dense_block_are_ordinary_ones(clip: CLIPBackbone) -> None:
     method = tiny(clip, layers=[1, 2, 3, 4], dense_blocks=2)
     for crane in ("anomalyclip", "crane"):
-        method.inference = crane  # type: ignore[assignment]
+        method.inference = crane
         tokens = method.tokens(images(), scoring=True)
         ordinary = clip(images(), [1, 2, 3, 4])
         for layer, expected in enumerate(ordinary, start=1):
@@ -174,7 +174,9 @@ def test_texts_are_kept_until_the_prompts_change(clip: CLIPBackbone) -> None:
 def test_deep_prompts_and_both_contexts_act(clip: CLIPBackbone) -> None:
     method = tiny(clip, prompt={"depth": 3})
     text = method.prompts(clip)
-    gradients = torch.autograd.grad((text[1] - text[0]).square().sum(), [*method.prompts.parameters()])
+    gradients = torch.autograd.grad(
+        (text[1] - text[0]).square().sum(), [*method.prompts.parameters()]
+    )
     first, *deep = gradients
     assert all(rows.abs().max() > 0 for rows in (first[0], first[1], *deep))
     assert len(deep) == 2
@@ -291,10 +293,14 @@ def test_a_fit_needs_an_auxiliary_set_with_masks(
     clip: CLIPBackbone, mvtec_root: Path, tmp_path: Path
 ) -> None:
     data = MVTecAD(str(mvtec_root), num_workers=0)
-    with pytest.raises(ValueError, match="AnomalyCLIP is trained on the labelled test images of an"):
+    with pytest.raises(
+        ValueError, match="AnomalyCLIP is trained on the labelled test images of an"
+    ):
         quiet_trainer(max_epochs=1).fit(tiny(clip), data)
     data = MVTecAD(str(mvtec_root), auxiliary=HeadCT(str(head_ct(tmp_path / "h"))), num_workers=0)
-    with pytest.raises(ValueError, match="AnomalyCLIP is trained on masks, but data.auxiliary Head"):
+    with pytest.raises(
+        ValueError, match=r"AnomalyCLIP is trained on masks, but data\.auxiliary Head"
+    ):
         quiet_trainer(max_epochs=1).fit(tiny(clip), data)
 
 
@@ -323,13 +329,14 @@ def test_a_fit_its_files_and_what_a_test_may_change(
 
     # A checkpoint and its exported prompts score alike, with both inferences.
     by_file = command(mvtec_root, trained_on.root, clip_config, tmp_path / "unused", "test")
-    for option in (["--projections"], []):
-        folder = tmp_path / f"exported{len(option)}"
-        assert main(["export", "--ckpt_path", str(run), "--folder", str(folder), *option]) == 0
+    for projections in (True, False):
+        folder = tmp_path / f"exported-{projections}"
+        more = ["--projections"] if projections else []
+        assert main(["export", "--ckpt_path", str(run), "--folder", str(folder), *more]) == 0
         assert capsys.readouterr().out == f"{folder / 'prompts.pth'}\n"
         names = set(torch.load(folder / "prompts.pth", weights_only=True)[PROMPTS_KEY])
-        assert any("projections" in name for name in names) == bool(option)
-        for inference in () if option else ("anomalyclip", "crane"):
+        assert any("projections" in name for name in names) == projections
+        for inference in () if projections else ("anomalyclip", "crane"):
             more = ["--model.inference", inference]
             of_checkpoint = metrics("test", "--ckpt_path", str(checkpoint), *more)
             file = str(folder / "prompts.pth")
@@ -382,11 +389,16 @@ def test_two_processes_train_the_same_prompts_as_one(
 def test_projections_are_for_prompts_only(
     tmp_path: Path, mvtec_root: Path, tiny_clip_config: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = {"name": tiny_clip_config, "pretrained": "random"}
+    settings = CLIPSettings(tiny_clip_config, "random")
     trainer = quiet_trainer()
     for name, method, more, message in (
         ("sdp", SDP(settings), [], "not for --ckpt_path .*sdp.ckpt of SDP: leave it out"),
-        ("ours", AnomalyCLIP(settings), ["--format", "onnx"], "but --format onnx writes a detector"),
+        (
+            "ours",
+            AnomalyCLIP(settings),
+            ["--format", "onnx"],
+            "but --format onnx writes a detector",
+        ),
     ):
         trainer.strategy.connect(method)
         trainer.save_checkpoint(tmp_path / f"{name}.ckpt")
@@ -405,7 +417,7 @@ def test_projections_are_for_prompts_only(
 @pytest.mark.slow
 def test_a_fit_from_python_gives_a_detector(tmp_path: Path) -> None:
     good = write_photographs(tmp_path / "parts" / "good", 12, seed=0)
-    small = {
+    small: dict[str, Any] = {
         "data.auxiliary.num_test": 2,
         "data.auxiliary.categories": ["steel nut", "white pill"],
         "data.val_split": "none",
@@ -418,18 +430,18 @@ def test_a_fit_from_python_gives_a_detector(tmp_path: Path) -> None:
     prediction = detector.predict(image)
     assert prediction.decision in ("normal", "anomalous")
     file = str(tmp_path / "run" / "prompts.pth")
-    backbone = {"name": "demo", "pretrained": "demo", "image_size": 160, "positions": "bilinear"}
+    backbone = CLIPSettings("demo", "demo", 160, positions="bilinear")
     method = AnomalyCLIP(backbone, prompts_file=file, sigma=1.2)
     others = (
         anomaly_clip.load(tmp_path / "run"),
         anomaly_clip.load(method, category="part"),
-        anomaly_clip.load("anomalyclip_demo", **{"model.prompts_file": file}),
+        anomaly_clip.load("anomalyclip_demo", model={"prompts_file": file}),
     )
     for other in others:
         again = other.predict(image)
         assert again.score == pytest.approx(prediction.score, abs=1e-6)
     crane = anomaly_clip.load(
-        "anomalyclip_demo", **{"model.prompts_file": file, "model.inference": "crane"}
+        "anomalyclip_demo", model={"prompts_file": file, "inference": "crane"}
     )
     assert crane.predict(image).score != pytest.approx(prediction.score, abs=1e-6)
     with pytest.raises(ValueError, match="AnomalyCLIP must be fitted first"):

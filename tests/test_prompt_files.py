@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from weight_forms import prefixed
 
 from anomaly_clip.backbones.clip import CLIPBackbone
+from anomaly_clip.backbones.deep_prompts import DeepPromptsSettings
 from anomaly_clip.cli import main
 from anomaly_clip.methods import AnomalyCLIP
 from anomaly_clip.methods.prompt_files import PROMPTS_KEY, read_prompts, write_prompts
@@ -39,7 +41,7 @@ def clip(clip_config: str) -> CLIPBackbone:
 def written(clip: CLIPBackbone, tmp_path_factory: pytest.TempPathFactory) -> State:
     """Return the tensors of a file for ``clip``, with all of its layers."""
     torch.manual_seed(1)
-    method = AnomalyCLIP(clip, prompt={"n_ctx": 3, "depth": 3, "deep_ctx": 2})
+    method = AnomalyCLIP(clip, prompt=DeepPromptsSettings(3, 3, 2))
     file = tmp_path_factory.mktemp("prompts") / "prompts.pth"
     write_prompts(method.prompts, clip, file, projections=True)
     state: State = torch.load(file, weights_only=True)[PROMPTS_KEY]
@@ -55,9 +57,7 @@ def test_golden_files_come_back_as_they_were(
     golden: Arrays, file: str, projections: bool, tmp_path: Path
 ) -> None:
     arrays = golden("anomalyclip")
-    method = golden_method(
-        arrays, golden_tower(arrays), prompts_file=str(arrays.folder / file)
-    )
+    method = golden_method(arrays, golden_tower(arrays), prompts_file=str(arrays.folder / file))
     assert method.prompts.settings.n_ctx == arrays.meta["n_ctx"]
     assert method.prompts.settings.depth == arrays.meta["depth"]
     assert method.prompts.settings.deep_ctx == arrays.meta["t_n_ctx"]
@@ -140,7 +140,7 @@ def test_what_is_not_used_is_named(
 
 
 def test_prompts_without_deep_ones_are_taken(clip: CLIPBackbone, tmp_path: Path) -> None:
-    method = AnomalyCLIP(clip, prompt={"n_ctx": 2, "depth": 1, "deep_ctx": 1})
+    method = AnomalyCLIP(clip, prompt=DeepPromptsSettings(2, 1, 1))
     write_prompts(method.prompts, clip, tmp_path / "a.pth")
     again = AnomalyCLIP(clip, prompts_file=str(tmp_path / "a.pth"))
     assert len(again.prompts.deep) == 0
@@ -199,7 +199,7 @@ REFUSED: dict[str, tuple[Callable[[State], Any], str]] = {
         "2 pairs of prompts, 'student.' and 'teacher.'; save one of them under prompt_learner",
     ),
     "linear layers": (
-        lambda _: {"linear_layers": {"fc.0.weight": torch.zeros(1, 1), "fc.0.bias": torch.zeros(1)}},
+        lambda s: {"linear_layers": {"fc.0.weight": s["ctx_pos"][0, 0], "fc.0.bias": s["ctx_pos"]}},
         "it contains the linear layers of SDPPlus or APRILGAN .*; give it as model.linear_layers",
     ),
     "a ResNet": (lambda _: {"conv1.weight": torch.zeros(1)}, "ctx_pos is missing from conv1"),
@@ -280,12 +280,12 @@ def test_sizes_other_than_those_of_the_file_are_refused(
 ) -> None:
     torch.save({PROMPTS_KEY: written}, tmp_path / "a.pth")
     file = str(tmp_path / "a.pth")
+    given: dict[str, Any] = {option: value}
     message = f"model.prompt.{option} is {value}, but the prompts of .* have {file_value}: leave"
     with pytest.raises(ValueError, match=message):
-        AnomalyCLIP(clip, prompt={option: value}, prompts_file=file)
-    sizes = {"n_ctx": 3, "depth": 3, "deep_ctx": 2}
-    same = AnomalyCLIP(clip, prompt=sizes, prompts_file=file)
-    assert {name: getattr(same.prompts.settings, name) for name in sizes} == sizes
+        AnomalyCLIP(clip, prompt=replace(DeepPromptsSettings(), **given), prompts_file=file)
+    sizes = DeepPromptsSettings(3, 3, 2)
+    assert AnomalyCLIP(clip, prompt=sizes, prompts_file=file).prompts.settings == sizes
 
 
 @pytest.mark.slow

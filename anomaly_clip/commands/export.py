@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import shlex
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -197,7 +197,10 @@ def _export_weights(kind: Any, source: DetectorSource, options: argparse.Namespa
                 f"damaged ({cause}): give one that fit has written"
             ) from None
     assert isinstance(method, Exporter)
-    write = partial(method.export, projections=True) if options.projections else method.export
+    write: Callable[[Path], Path] = method.export
+    if options.projections:
+        assert isinstance(method, methods.AnomalyCLIP)
+        write = partial(method.export, projections=True)
     target = options.folder or Path()
     with tempfile.TemporaryDirectory() as scratch:
         name = write(Path(scratch)).name
