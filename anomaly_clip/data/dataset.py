@@ -13,7 +13,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from anomaly_clip.data.augment import Augmentation
-from anomaly_clip.data.auxiliary import check_auxiliary, take_image_size
+from anomaly_clip.data.auxiliary import check_auxiliary, check_shots, take_image_size
 from anomaly_clip.data.base import BaseDataModule
 from anomaly_clip.data.calibration_images import CalibrationImages
 from anomaly_clip.data.few_shots import FewShots
@@ -82,8 +82,8 @@ class AnomalyData(BaseDataModule):
         val_share: Fraction of each category's training images that is held out for validation, if
             val_split is synthetic or auxiliary.
         synthesis: Settings of synthetic defects in training images; default: no defects.
-        shots: Number of normal training images per category, sampled at random with ``seed``;
-            smaller samples are subsets of larger ones; default: all.
+        shots: Number of normal images per category, sampled at random with ``seed``, to train on or
+            to compare with as references; smaller samples are subsets of larger ones; default: all.
         fraction: Alternative to shots: fraction of each category's normal training images, at
             least one image; default: all.
         seed: Seed of the few-shot samples, held-out images, synthetic defects and training order.
@@ -354,7 +354,7 @@ class AnomalyData(BaseDataModule):
                 a test image.
         """
         chosen = self.shots_of(category) if count is None else self.drawn_of(category, count, seed)
-        self.leakage.check_training(chosen)
+        self.leakage.check_training(chosen, are_references=True)
         dataset = self.as_tensors(chosen)
         return cast("Batch", default_collate([dataset[row] for row in range(len(chosen))]))
 
@@ -445,6 +445,7 @@ class AnomalyData(BaseDataModule):
         take_image_size(self, self.needs.image_size)
         self.fit_sets.clear()
         self.few_shots.check()
+        check_shots(self)
         self.listing.needs_masks = self.masks.are_used(stage)
         if stage == "fit":
             self.leakage.check_training(self.fit_samples())
