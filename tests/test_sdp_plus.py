@@ -31,7 +31,7 @@ from anomaly_clip.backbones.prompts import PromptEnsemble, RVSSettings
 from anomaly_clip.cli import main
 from anomaly_clip.data import HeadCT, MVTecAD, VisA
 from anomaly_clip.files import CACHE_VARIABLE
-from anomaly_clip.methods import SDP, SDPPlus, sdp_plus
+from anomaly_clip.methods import SDP, SDPPlus, linear_layers
 from anomaly_clip.methods.linear_layers import read_linear_layers
 from anomaly_clip.metrics import EvaluatorSettings
 from anomaly_clip.testing.processes import run_command
@@ -141,14 +141,14 @@ def test_golden_training(
 ) -> None:
     terms: dict[str, list[float]] = {"focal": [], "dice": []}
     for name, values in terms.items():
-        ordinary = getattr(sdp_plus, f"{name}_loss")
+        ordinary = getattr(linear_layers, f"{name}_loss")
 
         def recorded(*parts: Tensor, compute: Any = ordinary, into: list[float] = values) -> Tensor:
             loss = compute(*parts)
             into.append(float(loss.detach()))
             return loss
 
-        monkeypatch.setattr(sdp_plus, f"{name}_loss", recorded)
+        monkeypatch.setattr(linear_layers, f"{name}_loss", recorded)
     arrays = golden("clip_ad")
     train = arrays.meta["train"]
     assert train["optimizer"] == "Adam"

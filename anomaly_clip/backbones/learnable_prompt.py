@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from anomaly_clip.backbones.clip import CLIPBackbone, unit
 from anomaly_clip.errors import check_at_least
 
-__all__ = ["LearnablePrompt", "LearnablePromptSettings"]
+__all__ = ["FILLER", "LearnablePrompt", "LearnablePromptSettings"]
 
-FILLER = "X"  # one token in CLIP's vocabulary; placeholder for a learnable vector
+FILLER = "X"
+"""Placeholder for a learnable vector: one token in the vocabulary of CLIP."""
 
 
 @dataclass(frozen=True)
