@@ -50,8 +50,8 @@ class AnomalyMethod(EvaluatedModule):
     score_part_names: ClassVar[tuple[str, ...]] = ()
     """Names of the columns of ``score_parts``."""
     scaled_parts: ClassVar[tuple[bool, ...]] = ()
-    """Whether each part is min-max scaled over the images of a category before all parts are added;
-    default: all are."""
+    """True for each part that is min-max scaled over the images of a category before all are added;
+    default: all."""
     uses_category_names: ClassVar[bool] = False
     """True if category names are inserted into prompts."""
     inference_arguments: ClassVar[frozenset[str]] = frozenset({"evaluator"})

@@ -71,7 +71,7 @@ class ScoredImages(Callback):
     unreadable: list[UnreadableImage] = field(default_factory=list)
     conditions: dict[str, Any] = field(default_factory=dict)
     scaled_parts: tuple[bool, ...] = ()
-    """Whether each score part is scaled; empty: all are."""
+    """True for each score part that is scaled; empty: all are."""
     highest_pixels: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     """Highest map values of each category, as many as the percentile of all images needs."""
     num_pixels: dict[str, int] = field(default_factory=dict)
