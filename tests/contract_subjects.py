@@ -96,7 +96,10 @@ def cases() -> dict[str, Case]:
             is_variant=True,
         ),
         "AnomalyCLIP": Case(
-            methods.AnomalyCLIP, {**clip, "lr": 0.01, "layers": [2, 4]}, _auxiliary()
+            methods.AnomalyCLIP,
+            {**clip, "lr": 0.01, "layers": [2, 4]},
+            _auxiliary(),
+            half_precision_bound=0.25,
         ),
         "CLIP-ADA": Case(
             methods.CLIPADA,

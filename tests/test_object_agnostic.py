@@ -3,47 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from helpers import Golden
+from object_agnostic_methods import golden_method, golden_tower
 from torch import Tensor
 from torch.testing import assert_close
 
 from anomaly_clip.backbones.clip import CLIPBackbone
 from anomaly_clip.backbones.surgery import dense_path
 from anomaly_clip.losses import dice_loss, focal_loss
-from anomaly_clip.methods import AnomalyCLIP
 
 Arrays = Callable[[str], Golden]
 
 
 @pytest.fixture(scope="module")
-def golden_tower(golden: Arrays) -> CLIPBackbone:
-    """Return the CLIP that produced the golden arrays."""
-    arrays = golden("anomalyclip")
-    return CLIPBackbone(
-        str(arrays.folder / "model_config.json"),
-        str(arrays.folder / "state_dict.safetensors"),
-        arrays.meta["image_size"],
-        positions="bilinear",
-    )
-
-
-def built(golden: Arrays, tower: CLIPBackbone, **options: Any) -> AnomalyCLIP:
-    """Return AnomalyCLIP with the golden prompts and settings."""
-    arrays = golden("anomalyclip")
-    meta = arrays.meta
-    options = {
-        "layers": meta["layers"],
-        "dense_blocks": meta["dpam_layer"] - 1,
-        "sigma": meta["sigma"],
-        "temperature": meta["temperature"],
-        "prompts_file": str(arrays.folder / "checkpoint.pth"),
-        **options,
-    }
-    return AnomalyCLIP(tower, **options).eval()
+def tower(golden: Arrays) -> CLIPBackbone:
+    return golden_tower(golden("anomalyclip"))
 
 
 def close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
@@ -51,14 +28,14 @@ def close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
 
 
 @pytest.mark.golden
-def test_golden_paths(golden: Arrays, golden_tower: CLIPBackbone) -> None:
+def test_golden_paths(golden: Arrays, tower: CLIPBackbone) -> None:
     arrays = golden("anomalyclip")
     expected, image = arrays.expected, arrays.inputs["image"]
-    close(golden_tower.visual.positional_embedding, expected["encode.positional_embedding"], 1e-5)
-    close(golden_tower.embed(image[:1]), expected["embed"], 1e-3)
+    close(tower.visual.positional_embedding, expected["encode.positional_embedding"], 1e-5)
+    close(tower.embed(image[:1]), expected["embed"], 1e-3)
     blocks = arrays.meta["dpam_layer"] - 1
     with torch.no_grad():
-        paths = list(dense_path(golden_tower, image[:1], blocks))
+        paths = list(dense_path(tower, image[:1], blocks))
     numbers = {int(key.split(".")[0]) for key in arrays.named("block.")}
     for number in numbers:
         original, dense = paths[number - 1]
@@ -70,11 +47,11 @@ def test_golden_paths(golden: Arrays, golden_tower: CLIPBackbone) -> None:
 
 @pytest.mark.golden
 @pytest.mark.parametrize("prefix", ["encode", "encode_other"])
-def test_golden_tokens(golden: Arrays, golden_tower: CLIPBackbone, prefix: str) -> None:
+def test_golden_tokens(golden: Arrays, tower: CLIPBackbone, prefix: str) -> None:
     arrays = golden("anomalyclip")
     other = arrays.meta["other"]
     options = {"layers": other["layers"], "dense_blocks": other["dpam"] - 1}
-    method = built(golden, golden_tower, **(options if prefix == "encode_other" else {}))
+    method = golden_method(arrays, tower, **(options if prefix == "encode_other" else {}))
     tokens = method.tokens(arrays.inputs["image"], scoring=True)
     close(tokens["image"], arrays.expected[f"{prefix}.image"], 1e-3)
     assert method.layers
@@ -87,13 +64,13 @@ def test_golden_tokens(golden: Arrays, golden_tower: CLIPBackbone, prefix: str) 
 @pytest.mark.parametrize(("round_deep", "name"), [(True, "official"), (False, "clean")])
 @pytest.mark.parametrize("file", ["checkpoint", "checkpoint_without_projections"])
 def test_golden_text(
-    golden: Arrays, golden_tower: CLIPBackbone, round_deep: bool, name: str, file: str
+    golden: Arrays, tower: CLIPBackbone, round_deep: bool, name: str, file: str
 ) -> None:
     arrays = golden("anomalyclip")
     expected = arrays.expected
-    method = built(
-        golden,
-        golden_tower,
+    method = golden_method(
+        arrays,
+        tower,
         prompts_file=str(arrays.folder / f"{file}.pth"),
         prompt={"round_deep": round_deep},
     )
@@ -103,10 +80,10 @@ def test_golden_text(
     close(shallow.embedded(), embedded[:, :used], 1e-6)
     assert int(shallow.last.max()) + 1 == used
     close(method.text(), expected[f"text.{name}"].T, 1e-5)
-    blocks = golden_tower.model.transformer.resblocks
+    blocks = tower.model.transformer.resblocks
     outputs: list[Tensor] = []
     hooks = [b.register_forward_hook(lambda *call: outputs.append(call[2])) for b in blocks]
-    method.prompts(golden_tower)
+    method.prompts(tower)
     for hook in hooks:
         hook.remove()
     by_block = arrays.named(f"text_block.{name}.")
@@ -116,10 +93,10 @@ def test_golden_text(
 
 
 @pytest.mark.golden
-def test_golden_scores(golden: Arrays, golden_tower: CLIPBackbone) -> None:
+def test_golden_scores(golden: Arrays, tower: CLIPBackbone) -> None:
     arrays = golden("anomalyclip")
     expected, image = arrays.expected, arrays.inputs["image"]
-    method = built(golden, golden_tower, sigma=0.0, prompt={"round_deep": True})
+    method = golden_method(arrays, tower, sigma=0.0, prompt={"round_deep": True})
     tokens = method.tokens(image, scoring=True)
     for layer in method.layers:
         patches = torch.nn.functional.normalize(tokens[f"patches.{layer}"], dim=-1)
@@ -130,7 +107,7 @@ def test_golden_scores(golden: Arrays, golden_tower: CLIPBackbone) -> None:
     close(scores["anomaly_map"], expected["map.sum"], 4e-4)
     method.sigma = arrays.meta["sigma"]
     close(method.score(image, ["a"] * len(image))["anomaly_map"], expected["map.smooth"], 4e-4)
-    last = built(golden, golden_tower, sigma=0.0, layers=None)
+    last = golden_method(arrays, tower, sigma=0.0, layers=None)
     layer = last.layers[-1]
     close(last.score(image, ["a"] * len(image))["anomaly_map"], expected[f"map.{layer}"], 2e-4)
 
@@ -146,11 +123,11 @@ def test_golden_losses(golden: Arrays) -> None:
 
 
 @pytest.mark.golden
-def test_golden_crane(golden: Arrays, golden_tower: CLIPBackbone) -> None:
+def test_golden_crane(golden: Arrays, tower: CLIPBackbone) -> None:
     arrays = golden("anomalyclip")
     expected, image = arrays.expected, arrays.inputs["image"]
-    method = built(
-        golden, golden_tower, layers=None, inference="crane", prompt={"round_deep": True}, sigma=0.0
+    method = golden_method(
+        arrays, tower, layers=None, inference="crane", prompt={"round_deep": True}, sigma=0.0
     )
     close(method.text(), expected["crane.text"].T, 1e-5)
     tokens = method.tokens(image, scoring=True)

@@ -114,7 +114,7 @@ def test_onnx_runtime_scores_as_the_method_does(make: Build, name: str, tmp_path
 
 
 def test_scores_of_a_category_are_those_of_score(make: Build) -> None:
-    for name in ("WinCLIP references", "RegAD", "CLIP-ADA none"):
+    for name in ("WinCLIP references", "RegAD", "CLIP-ADA none", "AnomalyCLIP Crane"):
         method = make(name)
         images = images_of(method, 3)
         with torch.no_grad():
@@ -216,6 +216,7 @@ def test_tracing_leaves_no_tensor_of_a_graph_behind(
         "SDP cosines",
         pytest.param("WinCLIP scale 1", marks=pytest.mark.slow),
         pytest.param("CLIP-ADA none", marks=pytest.mark.slow),
+        pytest.param("AnomalyCLIP layers", marks=pytest.mark.slow),
     ],
 )
 def test_prompts_encoded_in_a_graph_are_not_kept(make: Build, name: str) -> None:
@@ -223,7 +224,7 @@ def test_prompts_encoded_in_a_graph_are_not_kept(make: Build, name: str) -> None
     images = images_of(method, 2)
     expected = scores_of(other, images)
     for number in (True, False):
-        method._text = None if name.startswith("CLIP-ADA") else {}
+        method._text = None if name.startswith(("CLIP-ADA", "AnomalyCLIP")) else {}
         graph = DetectorGraph(method, NAME)
         with suppress(
             Exception

@@ -15,6 +15,7 @@ from anomaly_clip.methods import (
     CLIPADA,
     RD4AD,
     SDP,
+    AnomalyCLIP,
     PaDiM,
     PatchCore,
     RegAD,
@@ -55,6 +56,9 @@ VARIANTS = {
     "WinCLIP scale 1": Variant(WinCLIP, {"scales": [1], "temperature": 0.5}),
     "WinCLIP references": Variant(WinCLIP, {}, 2),
     "WinCLIP before the norm": Variant(WinCLIP, {"patch_norm": False, "scales": [6, 1]}, 1),
+    "AnomalyCLIP": Variant(AnomalyCLIP),
+    "AnomalyCLIP layers": Variant(AnomalyCLIP, {"layers": [1, 3, 4], "dense_blocks": 2}),
+    "AnomalyCLIP Crane": Variant(AnomalyCLIP, {"inference": "crane", "layers": [2, 4]}),
     **REFINEMENTS,
     "CLIP-ADA steps": Variant(
         CLIPADA, {"refine": {"mode": "bias", "steps": 2, "blocks": 1, "fuse": "fine"}}
@@ -94,11 +98,11 @@ def build(variant: Variant, clip: Callable[[], CLIPBackbone], cnn: Callable[...,
     """
     kind, arguments, number = variant
     torch.manual_seed(3)
-    if issubclass(kind, (SDP, WinCLIP, CLIPADA)):
+    if issubclass(kind, (SDP, WinCLIP, CLIPADA, AnomalyCLIP)):
         options: dict[str, Any] = {"backbone": clip()}
         if issubclass(kind, CLIPADA):
             options |= {"feature_layer": 3, "map": {"eval_size": 48}}
-        else:
+        elif not issubclass(kind, AnomalyCLIP):
             options |= {"prompts": WORDS, **({"rvs": MEAN} if issubclass(kind, SDP) else {})}
     else:
         options = {"backbone": cnn(kind), "image_size": SIZE, "sigma": 2.0}

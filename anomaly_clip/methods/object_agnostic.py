@@ -156,6 +156,15 @@ class AnomalyCLIP(AuxiliaryTraining):
             return self.score_tokens(self.tokens(images, scoring=True), categories)
 
     @torch.no_grad()
+    def score_category(self, images: Tensor, category: str) -> Scores:
+        """Score images of one category; see the base class."""
+        if not torch.compiler.is_compiling():
+            return super().score_category(images, category)
+        # A graph contains the text features as constants: it can neither encode nor compare them.
+        text = self.text() if self._text is None else self._text[1].to(self.device)
+        return self.score_with_text(self.tokens(images, scoring=True), text)
+
+    @torch.no_grad()
     def tokens(self, images: Tensor, *, scoring: bool) -> dict[str, Tensor]:
         """Return projected patches and the image vector, not normalised; see the base class.
 
@@ -187,8 +196,11 @@ class AnomalyCLIP(AuxiliaryTraining):
         Returns:
             The blurred map, in 0 to the number of layers, and the image score.
         """
+        return self.score_with_text(tokens, self.text())
+
+    def score_with_text(self, tokens: dict[str, Tensor], text: Tensor) -> Scores:
+        """Score tokens against text features ``(D, 2)``; see :meth:`score_tokens`."""
         with self.backbone.out_of_autocast():
-            text = self.text()
             patches = torch.stack([unit(tokens[f"patches.{layer}"]) for layer in self.layers])
             image = unit(tokens["image"])
             maps = self.layer_maps(patches, text, (self.image_size, self.image_size))
