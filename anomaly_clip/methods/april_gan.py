@@ -47,7 +47,6 @@ STATES_NORMAL = (
 )
 STATES_ABNORMAL = ("damaged {}", "broken {}", "{} with flaw", "{} with defect", "{} with damage")
 PROMPTS = PromptEnsemble(list(STATES_NORMAL), list(STATES_ABNORMAL), "april_gan")
-PUBLISHED_CLIP = CLIPSettings("ViT-L-14-336", "openai", 518, quick_gelu="false")
 BETAS = (0.5, 0.999)  # of Adam
 
 Memory = tuple[Tensor, ...]
@@ -58,7 +57,8 @@ class APRILGAN(AuxiliaryTraining, ReferenceMethod[Memory]):
     """APRIL-GAN, zero-shot or with ``data.shots`` reference images (docs/methods/april_gan.md).
 
     Args:
-        backbone: The CLIP model.
+        backbone: The CLIP model. The configurations have the published one, ViT-L-14-336
+            of OpenAI with GELU at 518 pixels.
         prompts: States and templates of the normal and the abnormal prompts.
         layers: Layers with a trained linear layer, 1-based; default: the last one of each quarter
             of the tower (published: 6, 12, 18, 24).
@@ -83,7 +83,7 @@ class APRILGAN(AuxiliaryTraining, ReferenceMethod[Memory]):
 
     def __init__(
         self,
-        backbone: CLIPSettings | CLIPBackbone = PUBLISHED_CLIP,
+        backbone: CLIPSettings | CLIPBackbone = CLIPSettings(),
         prompts: PromptEnsemble = PROMPTS,
         layers: list[int] | None = None,
         memory_layers: list[int] | None = None,

@@ -34,14 +34,14 @@ __all__ = ["AnomalyCLIP"]
 DENSE_BLOCKS, PUBLISHED_BLOCKS = 19, 24  # of ViT-L-14-336
 LOCAL_WEIGHT = 4.0  # of the loss of maps, for one layer
 BETAS = (0.5, 0.999)  # of Adam
-PUBLISHED_CLIP = CLIPSettings("ViT-L-14-336-quickgelu", "openai", 518, positions="bilinear")
 
 
 class AnomalyCLIP(AuxiliaryTraining):
     """AnomalyCLIP with object-agnostic prompts (arXiv 2310.18961; docs/methods/anomalyclip.md).
 
     Args:
-        backbone: The CLIP model.
+        backbone: The CLIP model. The configurations have the published one, ViT-L-14-336-quickgelu
+            of OpenAI at 518 pixels.
         prompt: Sizes and initialisation of the learnable prompts.
         layers: Layers whose maps are added, 1-based; default: the last one (published).
         dense_blocks: Number of last blocks with a second path of value-value attention; default: 19
@@ -72,7 +72,7 @@ class AnomalyCLIP(AuxiliaryTraining):
 
     def __init__(
         self,
-        backbone: CLIPSettings | CLIPBackbone = PUBLISHED_CLIP,
+        backbone: CLIPSettings | CLIPBackbone = CLIPSettings(positions="bilinear"),
         prompt: DeepPromptsSettings = DeepPromptsSettings(),
         layers: list[int] | None = None,
         dense_blocks: int | None = None,
