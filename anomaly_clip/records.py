@@ -20,7 +20,7 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypedDict, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 import torch
@@ -184,6 +184,10 @@ def source_of(weights: Mapping[str, object]) -> str:
     return ", ".join(filter(None, [str(weights.get("pretrained")), variant_of(weights)]))
 
 
+UseOfShots = Literal["fit", "references", "none"]
+"""``fit``: few images are trained on; ``references``: images are compared with them; ``none``."""
+
+
 @dataclass(frozen=True)
 class LoaderNeeds:
     """Requirements of a module on its data loaders; data modules use no other attribute of it.
@@ -203,6 +207,7 @@ class LoaderNeeds:
         is_fitted: Whether the module needs a fit.
         validated_images: Hashes of the images that were held out of the fit for its validation.
         calibrated_images: Hashes of the images that the module was calibrated on.
+        shots: Use of the images of data.shots; see :attr:`.EvaluatedModule.use_of_shots`.
     """
 
     image_size: int | None = None
@@ -217,6 +222,7 @@ class LoaderNeeds:
     is_fitted: bool = False
     validated_images: frozenset[str] = frozenset()
     calibrated_images: frozenset[str] = frozenset()
+    shots: UseOfShots = "fit"
 
 
 @runtime_checkable

@@ -12,7 +12,7 @@ from helpers import Golden
 from torch import Tensor
 from torch.testing import assert_close
 
-from anomaly_clip.backbones.clip import CLIPBackbone
+from anomaly_clip.backbones.clip import CLIPBackbone, unit
 from anomaly_clip.methods import APRILGAN
 from anomaly_clip.methods.april_gan import distances
 
@@ -67,6 +67,10 @@ def test_golden_zero_shot(golden: Arrays, golden_tower: CLIPBackbone) -> None:
         close(tokens[f"raw.{layer}"], expected[f"encode.tokens.{layer}"][:, 1:], 1e-3)
     for category in arrays.meta["objects"]:
         close(method.text(category), expected[f"text.{category}"], 1e-5)
+    raw = method.tokens(images, scoring=True)
+    for fc, layer in zip(method.fc, method.layers, strict=True):
+        logits = 100 * unit(fc(raw[f"raw.{layer}"])) @ method.text(name)  # (B, N, 2)
+        close(logits.mT, expected[f"zero_shot.logits.{layer}"].flatten(2), 1e-3)
     scores = method.score(images, [name] * len(images))
     close(scores["anomaly_map"], expected["zero_shot.map"], 2e-4)
     close(scores["image_score"], expected["zero_shot.score"], 1e-4)
@@ -86,6 +90,9 @@ def test_golden_few_shots(golden: Arrays, golden_tower: CLIPBackbone) -> None:
         tokens = method.tokens(images, scoring=True)
         for number, layer in enumerate(method.memory_layers):
             memory = [method._memory[name][number]]
+            key = f"few_shot_{shots}.memory.{layer}"
+            if key in expected:
+                close(memory[0], unit(expected[key]), 1e-3)
             distance = expected[f"few_shot_{shots}.distance.{layer}"]
             close(distances(tokens[f"raw.{layer}"], memory), distance, 1e-5)
             close(distances(tokens[f"raw.{layer}"], memory * len(images)), distance, 1e-5)

@@ -42,8 +42,6 @@ def test_an_auxiliary_set_feeds_fit_and_nothing_else(mvtec_root: Path, tmp_path:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"shots": 1}, r"only source of training images: leave out .* data\.shots \(got 1\)"),
-        ({"fraction": 0.5}, r"leave out .* data\.fraction \(got 0\.5\)"),
         ({"balanced": True, "shuffle": False}, "set data.shuffle False to true"),
     ],
 )

@@ -56,6 +56,19 @@ def test_ranges_are_from_a_third_that_is_not_calibrated_on(tmp_path: Path) -> No
     assert again == record
 
 
+def test_a_part_that_is_not_scaled_stays_as_it_is(tmp_path: Path) -> None:
+    data = ImageFolder(str(photographs(tmp_path, 12)))
+    images = scored(tmp_path, with_parts=True)
+    passes = ScoredImages(), ScoredImages(scaled_parts=(False, True))
+    both, second = (build_category("nut", images, data, DEFAULTS, each) for each in passes)
+    assert both.part_ranges is not None
+    low, high = both.part_ranges[1]
+    assert second.part_ranges == ((0.0, 1.0), (low, high))
+    expected = {n + (2 * n - low) / (high - low) for n in range(12)}
+    assert {*second.scores} <= {*map(float, expected)}
+    assert second.num_images == both.num_images
+
+
 @pytest.mark.parametrize(("count", "parts"), [(0, False), (2, True)])
 def test_too_few_images(tmp_path: Path, count: int, parts: bool) -> None:
     data = ImageFolder(str(photographs(tmp_path, 3)))

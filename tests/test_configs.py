@@ -15,9 +15,10 @@ import yaml
 from layouts import brain_mri, btad, clinic_db, head_ct, isic, ksdd2, visa
 
 from anomaly_clip import methods
+from anomaly_clip.backbones.clip import CLIPSettings
 from anomaly_clip.cli import main
 from anomaly_clip.data.info import DATASETS
-from anomaly_clip.methods import SDP
+from anomaly_clip.methods import SDP, AnomalyCLIP
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 MAKERS: dict[str, Callable[[Path], Path]] = {
@@ -70,14 +71,26 @@ def one_template() -> list[str]:
     return ["--model.prompts.templates", '["a {}."]', "--trainer.accelerator", "cpu"]
 
 
+TINY_CLIP = ["--model.backbone.image_size", "32", "--model.layers", "null"]
+AUXILIARY = {
+    "sdp_plus": ["--model.stages", "null", "--model.rvs.method", "mean", *one_template()],
+    "anomalyclip": [*TINY_CLIP, "--model.dense_blocks", "null"],
+    "april_gan": [*TINY_CLIP, *one_template()],
+}
+"""Methods that are trained on another data set, by their configurations, with tiny options."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("file", sorted(CONFIGS.glob("sdp_plus_*_to_*.yaml")), ids=lambda f: f.stem)
-def test_every_pairing_of_sdp_plus_fits_and_tests(
-    tmp_path: Path, mvtec_root: Path, tiny_model: list[str], file: Path
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*_to_*.yaml")), ids=lambda f: f.stem)
+def test_every_pairing_of_data_sets_fits_and_tests(
+    tmp_path: Path, mvtec_root: Path, tiny_clip_config: str, file: Path
 ) -> None:
     makers = {**MAKERS, "mvtec": lambda root: mvtec_root}
-    _, _, auxiliary, _, *tested = file.stem.split("_")
-    words = ["--config", str(file), *tiny_model, *one_template(), "--model.rvs.method", "mean"]
+    (method,) = (name for name in AUXILIARY if file.stem.startswith(name))
+    auxiliary, _, *tested = file.stem.removeprefix(f"{method}_").split("_")
+    words = ["--config", str(file), "--model.backbone.name", tiny_clip_config]
+    words += ["--model.backbone.pretrained", "random", *AUXILIARY[method]]
+    words += ["--trainer.accelerator", "cpu"]
     words += ["--data.root", str(makers["_".join(tested)](tmp_path / "data"))]
     words += ["--data.auxiliary.root", str(makers[auxiliary](tmp_path / "auxiliary"))]
     words += ["--data.num_workers", "0", "--output.root", str(tmp_path / "runs")]
@@ -91,6 +104,18 @@ def test_every_pairing_of_sdp_plus_fits_and_tests(
     protocol = json.loads(metrics.read_text())["run"]["protocol"]
     names = {"visa": "VisA", "mvtec": "MVTecAD"}
     assert (protocol["fitted"], protocol["auxiliary"]) == (True, names[auxiliary])
+    trained = {"anomalyclip": "prompts.pth"}.get(method, "linear_layers.pth")
+    assert (checkpoint.parent.parent / trained).is_file()
+
+
+@pytest.mark.slow
+def test_own_images_with_prompts_of_the_demo(tmp_path: Path, mvtec_root: Path) -> None:
+    prompts = AnomalyCLIP(CLIPSettings("demo", "demo", 160)).export(tmp_path)
+    words = ["--config", str(CONFIGS / "own_anomalyclip.yaml"), "--model.backbone.name", "demo"]
+    words += ["--model.backbone.pretrained", "demo", "--model.backbone.image_size", "160"]
+    words += ["--data.root", str(mvtec_root / "bottle" / "test"), "--trainer.accelerator", "cpu"]
+    protocol = run(tmp_path, [*words, "--model.prompts_file", str(prompts)])["run"]["protocol"]
+    assert protocol["borrowed"]["file"] == str(prompts)  # type: ignore[index]
 
 
 @pytest.mark.parametrize("name", ["winclip", "winclip_4shot"])
@@ -262,7 +287,8 @@ def test_a_header_says_what_a_kill_costs(file: Path) -> None:
     name = config["model"]["class_path"].rpartition(".")[2]
     costs = {kind: match for kind, words in COSTS.items() if (match := re.search(words, header))}
     every = config.get("output", {}).get("checkpoint_every_n_steps")
-    if name in ("SDP", "WinCLIP", "MuSc"):  # zero-shot
+    is_trained = "prompts_file" in config["model"]["init_args"]
+    if is_trained or name in ("SDP", "WinCLIP", "MuSc"):  # zero-shot
         assert not costs
         assert every is None
         return

@@ -17,7 +17,7 @@ from anomaly_clip.metrics import (
     f1_max,
     pro,
 )
-from anomaly_clip.metrics.evaluator import _min_max
+from anomaly_clip.metrics.evaluator import combined
 from anomaly_clip.records import Batch, Scores
 
 DEFAULT = EvaluatorSettings()
@@ -98,6 +98,22 @@ def test_score_parts_are_scaled_per_category_then_added() -> None:
     scaled = (parts - parts.min(0)) / (parts.max(0) - parts.min(0))
     expected = roc_auc_score(batch["label"][bottles], scaled.sum(1))
     assert results["categories"]["bottle"]["image_auroc"] == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_part_can_be_added_as_it_is() -> None:
+    parts = torch.tensor([[0.1, 5.0], [0.4, 9.0], [0.4, 6.0], [0.2, 5.0]])
+    expected = torch.tensor([0.1, 1.4, 0.65, 0.2])
+    torch.testing.assert_close(combined(parts, (False, True)), expected)
+    torch.testing.assert_close(combined(parts, (False, False)), parts.sum(dim=1))
+    torch.testing.assert_close(combined(parts, (True, True)), combined(parts))
+    scores, batch = make_case()
+    evaluator = Evaluator(["bottle", "cable"], scaled_parts=(False, True))
+    evaluator.update(scores, batch)
+    evaluator.compute()
+    assert evaluator.images is not None
+    bottles = torch.tensor([name == "bottle" for name in evaluator.images.category])
+    expected = combined(evaluator.images.parts[bottles], (False, True))
+    torch.testing.assert_close(evaluator.images.score[bottles], expected)
 
 
 def test_a_constant_part_counts_as_zero() -> None:
@@ -244,7 +260,7 @@ def test_an_anomalous_image_with_an_empty_mask_counts_as_anomalous() -> None:
     batch["category"] = ["cable"] * len(batch["path"])
     batch["mask"][batch["label"].nonzero()[0]] = False
     metrics = evaluate(scores, batch, settings=EvaluatorSettings(exact=True)).compute()["mean"]
-    assert metrics["image_auroc"] == auroc(_min_max(scores["score_parts"]).sum(1), batch["label"])
+    assert metrics["image_auroc"] == auroc(combined(scores["score_parts"]), batch["label"])
     assert metrics["pixel_auroc"] == auroc(scores["anomaly_map"], batch["mask"])
 
 

@@ -51,9 +51,9 @@ def test_references_are_compared_by_pixels_too(mvtec_root: Path) -> None:
     folder = mvtec_root / "bottle"
     for number in ("000", "001"):
         save_again(folder / f"train/good/{number}.png", folder / f"test/good/x{number}.bmp")
-    with pytest.raises(ValueError, match=r"1 test images are among the training images"):
+    with pytest.raises(ValueError, match=r"1 test images are among the reference images"):
         tiny(mvtec_root, shots=1).references("bottle")
-    with pytest.raises(ValueError, match=r"2 test images are among the training images"):
+    with pytest.raises(ValueError, match=r"2 test images are among the reference images"):
         tiny(mvtec_root).references("bottle", count=2)
 
 

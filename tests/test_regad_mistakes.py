@@ -115,7 +115,7 @@ def test_references_are_not_among_the_test_images(three: Path, method: RegAD) ->
         copy = three / "cable" / "train" / "good" / f"a{number}.png"
         copy.write_bytes((three / "cable" / "test" / "good" / f"9{number}.png").read_bytes())
     data = MVTecAD(str(three), categories=["cable"], image_size=64, num_workers=0)
-    with pytest.raises(ValueError, match="are among the training images, such as"):
+    with pytest.raises(ValueError, match="are among the reference images, such as"):
         method.take_references(data, "cable")
     folder = ImageFolder(str(three / "cable" / "test" / "good"), "cable", image_size=64)
     with pytest.raises(ValueError, match="has no train images to use as references"):

@@ -39,6 +39,16 @@ AUXILIARY += ["--data.auxiliary.picture_size", "64", "--data.categories", "[red 
 AUXILIARY += ["--data.num_test", "4", "--data.picture_size", "64"]
 NOWHERE = ["--data.auxiliary", "VisA", "--data.auxiliary.root", "nowhere", *VALIDATED]
 FEW_WORDS = ["--model.prompts.templates", '["a {}."]', "--model.rvs.method", "mean"]
+TINY_ANOMALYCLIP = ["--model.layers", "null", "--model.dense_blocks", "null"]
+TINY_ANOMALYCLIP += ["--model.backbone.image_size", "32"]
+TINY_APRIL_GAN = ["--model.layers", "null", "--model.prompts.templates", '["a {}."]']
+TINY_APRIL_GAN += ["--model.backbone.image_size", "32"]
+AUXILIARY_SWEEPS = {
+    "sdp_plus": FEW_WORDS,
+    "anomalyclip": TINY_ANOMALYCLIP,
+    "april_gan": TINY_APRIL_GAN,
+}
+"""Sweep files of methods that are trained on another data set, with options of a tiny CLIP."""
 TINY_CLIP = [*FEW_WORDS, "--model.backbone.name", "demo", "--model.backbone.pretrained", "random"]
 TINY_CLIP += ["--model.backbone.image_size", "32"]
 FEW_IMAGES = [
@@ -259,15 +269,15 @@ def test_the_commands_of_wandbs_agent_are_accepted(
 def tiny(file: Path, clip: str, mvtec: Path, tmp_path: Path) -> list[str]:
     """Return options that make the runs of a sweep file tiny."""
     words = ["--output.root", str(tmp_path / "runs"), *QUIET, "--data.root", str(mvtec)]
-    if file.stem != "sdp_plus":  # sdp_plus.yaml sweeps trainer.max_epochs itself
+    if file.stem not in AUXILIARY_SWEEPS:  # they sweep trainer.max_epochs themselves
         words += ["--trainer.max_epochs", "1"]
     if file.stem == "tab":
         words += ["--model.backbone.weights", "random", "--model.text.name", clip]
         words += ["--model.text.pretrained", "random", "--model.prompts.centered", "sides"]
         return [*words, "--data.val_share", "0.25", "--model.image_size", "64"]
     words += ["--model.backbone.name", clip, "--model.backbone.pretrained", "random"]
-    if file.stem == "sdp_plus":
-        words += ["--data.val_share", "0.5", *FEW_WORDS]  # half of six images
+    if file.stem in AUXILIARY_SWEEPS:
+        words += ["--data.val_share", "0.5", *AUXILIARY_SWEEPS[file.stem]]  # half of six images
         return [*words, "--data.auxiliary.root", str(visa(tmp_path / "visa"))]
     words += ["--model.backbone.image_size", "32", "--data.val_share", "0.25"]
     words += ["--trainer.max_steps", "1", "--trainer.val_check_interval", "1"]

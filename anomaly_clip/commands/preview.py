@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageOps
 
 from anomaly_clip.commands.parsing import data_parser, parse_words
+from anomaly_clip.data.auxiliary import take_image_size
 from anomaly_clip.data.dataset import AnomalyData, Sample, Split
 from anomaly_clip.data.folder_writer import check_new_folder, write_images
 from anomaly_clip.data.reading_errors import UnreadableError
 from anomaly_clip.data.samples import SampleDataset
+from anomaly_clip.data.stitching import check_stitching
 from anomaly_clip.data.synthetic import SyntheticDataset
 from anomaly_clip.drawing.draw import add_caption, font, grid, save_drawing
 from anomaly_clip.errors import check_at_least
@@ -48,14 +50,16 @@ def run_preview(words: Sequence[str]) -> int:
         "preview",
         "Draw a contact sheet of a data set: images with their masks. With --data.synthesis: "
         "normal training images, each with a synthetic defect, its mask and its per-pixel label. "
-        "With --data.augment: training images, each next to its augmented versions. With --images: "
-        "also writes all images as PNG files into a folder that ImageFolder reads.",
+        "With --data.augment or --data.auxiliary.stitch: training images, each next to its "
+        "versions in the first epochs. With --images: also writes all images as PNG files into a "
+        "folder that ImageFolder reads.",
     )
     parser.add_argument(
         "--split",
         type=Split | None,
-        help="split to draw, default: test (--data.synthesis and --data.augment always draw the "
-        "train split); or to write with --images, default: all",
+        help="split to draw, default: test (--data.synthesis, --data.augment and "
+        "--data.auxiliary.stitch always draw the images of a fit); or to write with --images, "
+        "default: all",
     )
     parser.add_argument("--count", type=int, default=48, help="number of images, evenly spaced")
     parser.add_argument("--file", type=str, default="preview.png", help="output image")
@@ -73,26 +77,30 @@ def run_preview(words: Sequence[str]) -> int:
         data: AnomalyData = parser.instantiate(config).data
         data.unreadable.keeps_all = True
         unreadable: list[UnreadableError] = []
-        trains = data.synthesis is not None or data.augmentation is not None
+        source = data if data.auxiliary is None else data.auxiliary
+        changes = data.augmentation is not None or bool(source.stitch)
+        trains = data.synthesis is not None or changes
+        check_stitching(data)
         if config.images is not None:
             if trains:
                 raise ValueError(
                     f"--images {config.images} writes the images of the data set as they are: "
-                    f"leave --data.synthesis and --data.augment out"
+                    f"leave --data.synthesis, --data.augment and --data.auxiliary.stitch out"
                 )
             check_new_folder(config.images, data)
         if trains:
             data.begin_fit()
         split: Split = config.split or ("test" if "test" in data.splits else "train")
-        data.reading.prepare(data.fit_samples() if trains else data.samples(split))
-        for remark in data.reading.remarks:
+        reading = source.reading if trains else data.reading
+        reading.prepare(data.fit_samples() if trains else data.samples(split))
+        for remark in reading.remarks:
             say(remark)
         left_out: list[UnreadableError] = []
         if config.images is not None:
             _write_folder(data, config.images, config.split, left_out)
         if data.synthesis is not None:
             sheet = defect_sheet(data, config.count, unreadable)
-        elif data.augmentation is not None:
+        elif changes:
             sheet = augmented_sheet(data, config.count, unreadable)
         else:
             sheet = contact_sheet(data, split, config.count, unreadable)
@@ -190,17 +198,19 @@ def augmented_sheet(
     """Draw evenly spaced training images, each followed by its versions in the first epochs.
 
     Args:
-        data: A data set with ``augment``; its image size defaults to ``SHOWN_SIZE``.
+        data: A data set with ``augment``, or with an auxiliary data set that is stitched; its image
+            size defaults to ``SHOWN_SIZE``.
         count: Maximum number of images.
         unreadable: See :func:`contact_sheet`.
 
     Returns:
-        RGB ``(H, W, 3)``: the image, and ``NUM_VERSIONS`` augmented versions.
+        RGB ``(H, W, 3)``: the image, and ``NUM_VERSIONS`` versions.
     """
-    data.image_size = data.image_size or SHOWN_SIZE
+    take_image_size(data, data.image_size or SHOWN_SIZE)
     dataset = data.fit_dataset()
     assert isinstance(dataset, SampleDataset)
-    plain = data.as_tensors(dataset.samples)
+    source = data if data.auxiliary is None else data.auxiliary
+    plain = source.as_tensors(dataset.samples)
 
     def panels(row: int) -> Panels:
         items = [plain[row], *(dataset[Draw(epoch, row)] for epoch in range(NUM_VERSIONS))]

@@ -7,23 +7,23 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from anomaly_clip.data.dataset import AnomalyData
 
-__all__ = ["check_auxiliary", "take_image_size"]
+__all__ = ["check_auxiliary", "check_shots", "take_image_size"]
 
 
 def check_auxiliary(data: AnomalyData) -> None:
     """Check that an auxiliary data set is the only source of training images.
 
     Raises:
-        ValueError: If the auxiliary data set has an auxiliary set of its own, or if shots or
+        ValueError: If the auxiliary data set has an auxiliary set or shots of its own, or if
             synthetic defects are requested as well.
     """
     if data.auxiliary is None:
         return
-    if data.auxiliary.auxiliary is not None or data.has_shots:
+    if data.auxiliary.auxiliary is not None or data.auxiliary.has_shots:
         raise ValueError(
-            f"data.auxiliary {data.auxiliary.root} is the only source of training images: leave "
-            f"out data.auxiliary.auxiliary, data.shots (got {data.few_shots.shots}) and "
-            f"data.fraction (got {data.few_shots.fraction})"
+            f"data.auxiliary {data.auxiliary.root} is the only source of training images, of which "
+            f"all labelled test images are used: leave out data.auxiliary.auxiliary, "
+            f"data.auxiliary.shots and data.auxiliary.fraction"
         )
     if data.auxiliary.augmentation is not None:
         raise ValueError(
@@ -34,6 +34,30 @@ def check_auxiliary(data: AnomalyData) -> None:
         raise ValueError(
             f"data.synthesis ({data.synthesis.recipe}) needs normal training images, which "
             f"data.auxiliary {data.auxiliary.root} replaces: leave out one of these options"
+        )
+
+
+def check_shots(data: AnomalyData) -> None:
+    """Check that ``data.shots`` or ``data.fraction`` has an effect, if one is set.
+
+    Raises:
+        ValueError: If the method of the trainer neither trains on these images nor compares others
+            with them.
+    """
+    use, few = data.needs.shots, data.few_shots
+    if not few.is_limited or use == "references":
+        return
+    option = f"data.fraction {few.fraction}" if few.shots is None else f"data.shots {few.shots}"
+    if use == "none":
+        raise ValueError(
+            f"{option} has no effect: the method neither trains on normal images of "
+            f"{data.dataset_name} nor compares images with references; leave it out, or choose a "
+            f"method that does, such as APRILGAN or WinCLIP"
+        )
+    if data.auxiliary is not None:
+        raise ValueError(
+            f"{option} has no effect: data.auxiliary {data.auxiliary.root} is the only source of "
+            f"training images, and the method compares images with no references; leave it out"
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from types import MethodType
 from typing import Any, cast
@@ -13,7 +12,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from anomaly_clip.data.augment import Augmentation
-from anomaly_clip.data.auxiliary import check_auxiliary, take_image_size
+from anomaly_clip.data.auxiliary import check_auxiliary, check_shots, take_image_size
 from anomaly_clip.data.base import BaseDataModule
 from anomaly_clip.data.calibration_images import CalibrationImages
 from anomaly_clip.data.few_shots import FewShots
@@ -26,9 +25,11 @@ from anomaly_clip.data.listing import Listing, TrainCategories
 from anomaly_clip.data.loaders import evaluation_loader, fit_loader
 from anomaly_clip.data.mask_checks import MaskChecks
 from anomaly_clip.data.mask_files import OWN_MISFIT, OWN_MISFIT_SHARE
+from anomaly_clip.data.protocol import data_protocol
 from anomaly_clip.data.reading import BitDepth, ImageReading, Unreadable
 from anomaly_clip.data.reading_errors import PredictionImages
 from anomaly_clip.data.samples import Item, Reader, Sample, SampleDataset, Split, read_sample
+from anomaly_clip.data.stitching import check_stitching
 from anomaly_clip.data.summary import start_line
 from anomaly_clip.data.synthetic import SyntheticDataset, SyntheticPairs
 from anomaly_clip.data.transforms import MaskFilter, Resize
@@ -82,8 +83,8 @@ class AnomalyData(BaseDataModule):
         val_share: Fraction of each category's training images that is held out for validation, if
             val_split is synthetic or auxiliary.
         synthesis: Settings of synthetic defects in training images; default: no defects.
-        shots: Number of normal training images per category, sampled at random with ``seed``;
-            smaller samples are subsets of larger ones; default: all.
+        shots: Number of normal images per category, sampled at random with ``seed``, to train on or
+            to compare with as references; smaller samples are subsets of larger ones; default: all.
         fraction: Alternative to shots: fraction of each category's normal training images, at
             least one image; default: all.
         seed: Seed of the few-shot samples, held-out images, synthetic defects and training order.
@@ -102,6 +103,9 @@ class AnomalyData(BaseDataModule):
         unreadable: What fit and test do with images that cannot be decoded: error, or skip.
         mask_level: Grey level (0 to 254) above which a mask's pixel is anomalous; default: the data
             set's rule, which is 0 for most.
+        stitch: Probability that a training image of an auxiliary data set is replaced by 2 x 2
+            images of its category, as APRIL-GAN does with MVTec-AD (0.2). Image features are then
+            not cached, because the images of each epoch differ.
     """
 
     def __init__(
@@ -133,6 +137,7 @@ class AnomalyData(BaseDataModule):
         max_pixels: int = MAX_PIXELS,
         unreadable: Unreadable = "error",
         mask_level: int | None = None,
+        stitch: float = 0.0,
     ) -> None:
         super().__init__()
         check_at_least("data.batch_size", batch_size, 1)
@@ -145,6 +150,7 @@ class AnomalyData(BaseDataModule):
             if size is not None:
                 check_at_least(f"data.{name}", size, 1)
         check_between("data.mask_threshold", mask_threshold, 0, 1, open_high=True)
+        check_between("data.stitch", stitch, 0, 1)
         if mask_level is not None:
             check_between("data.mask_level", mask_level, 0, 254)
         if image_size is not None:
@@ -167,6 +173,7 @@ class AnomalyData(BaseDataModule):
         self.category_names = words or {}
         self.auxiliary: AnomalyData | None = auxiliary
         self.synthesis = synthesis
+        self.stitch = stitch
         self.seed = seed
         self.balanced = balanced
         self.shuffle = shuffle
@@ -354,7 +361,7 @@ class AnomalyData(BaseDataModule):
                 a test image.
         """
         chosen = self.shots_of(category) if count is None else self.drawn_of(category, count, seed)
-        self.leakage.check_training(chosen)
+        self.leakage.check_training(chosen, are_references=True)
         dataset = self.as_tensors(chosen)
         return cast("Batch", default_collate([dataset[row] for row in range(len(chosen))]))
 
@@ -407,29 +414,7 @@ class AnomalyData(BaseDataModule):
 
     def protocol(self) -> Mapping[str, object]:
         """Return the data settings to record with the metrics."""
-        auxiliary = self.auxiliary
-        return {
-            "data": self.dataset_name,
-            "image_size": self.image_size,
-            "mask_size": self.mask_size or self.image_size,
-            "mask_filter": self.mask_filter,
-            "mask_threshold": self.mask_threshold,
-            "words": {name: self.words(name) for name in self.categories},
-            "resize": str(self.resize),
-            "train_categories": self.listing.chosen_for_training,
-            "auxiliary": None if auxiliary is None else auxiliary.dataset_name,
-            "val_split": self.validation.kind,
-            "val_share": self.validation.share if self.validation.holds_out else None,
-            "synthesis": None if self.synthesis is None else asdict(self.synthesis),
-            "shots": self.few_shots.shots,
-            "fraction": self.few_shots.fraction,
-            "data_seed": self.seed,
-            "allow_overlap": self.allow_overlap,
-            **({} if self.augmentation is None else {"augment": self.augmentation.settings}),
-            **({"unreadable": "skip"} if self.unreadable.skips else {}),
-            **self.reading.protocol(),
-            **self.masks.protocol(),
-        }
+        return data_protocol(self)
 
     # -- Lightning's hooks -----------------------------------------------------------------------
 
@@ -445,6 +430,8 @@ class AnomalyData(BaseDataModule):
         take_image_size(self, self.needs.image_size)
         self.fit_sets.clear()
         self.few_shots.check()
+        check_shots(self)
+        check_stitching(self)
         self.listing.needs_masks = self.masks.are_used(stage)
         if stage == "fit":
             self.leakage.check_training(self.fit_samples())

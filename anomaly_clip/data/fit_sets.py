@@ -12,6 +12,7 @@ from anomaly_clip.data.augment import Augmentation
 from anomaly_clip.data.feature_cache import FeatureCache
 from anomaly_clip.data.loaders import processes
 from anomaly_clip.data.samples import SampleDataset
+from anomaly_clip.data.stitching import Stitching
 from anomaly_clip.data.synthetic import SyntheticDataset, SyntheticPairs
 from anomaly_clip.records import Encoder
 
@@ -48,6 +49,8 @@ class FitSets:
                 samples = [sample for sample in samples if not sample.label]
             images = source.as_tensors(samples)
             images.augmentation = self.augmentation
+            if source.stitch:
+                images.stitching = Stitching(samples, source.stitch, data.seed)
             self._sets["train"] = (
                 images
                 if data.synthesis is None
@@ -67,7 +70,7 @@ class FitSets:
         return {
             name: part
             for name, part in sets.items()
-            if isinstance(part, SampleDataset) and part.augmentation is None
+            if isinstance(part, SampleDataset) and not part.changes
         }
 
     def cache_features(

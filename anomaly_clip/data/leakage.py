@@ -49,18 +49,25 @@ class LeakageCheck:
         trained = data.fit_samples() if samples is None else samples
         return data.duplicates(trained, data.listing.listed("test"))
 
-    def check_training(self, samples: Sequence[Sample]) -> None:
+    def check_training(self, samples: Sequence[Sample], *, are_references: bool = False) -> None:
         """Check that no image of a fit, or no reference image, is a test image.
+
+        Args:
+            samples: The images.
+            are_references: Whether they are reference images, of this data set even if a fit uses
+                an auxiliary one.
 
         Raises:
             ValueError: If one is, and that is not allowed.
         """
         scores_only = not self.compared or self.data.calibration.is_scored
         pairs = [] if self.allowed or scores_only else self.overlap(samples)
-        self.num_published = len(pairs) if pairs and self._is_known(len(pairs)) else 0
+        is_known = bool(pairs) and self._is_known(len(pairs), are_references)
+        self.num_published = len(pairs) if is_known else 0
         if len(pairs) > self.num_published:
+            kind = "reference" if are_references else "training"
             raise ValueError(
-                f"{len(pairs)} test images are among the training images, such as "
+                f"{len(pairs)} test images are among the {kind} images, such as "
                 f"{pairs[0].second} = {pairs[0].first}: remove these duplicates, or set "
                 f"data.allow_overlap true"
             )
@@ -106,9 +113,10 @@ class LeakageCheck:
                 f"{fitted[0].image}: test on other images, or allow it with data.allow_overlap true"
             )
 
-    def _is_known(self, count: int) -> bool:
+    def _is_known(self, count: int, are_references: bool = False) -> bool:
         """Return whether the published archive contains at least ``count`` duplicates."""
-        limit = self.data.known_duplicates if self.data.auxiliary is None else 0
+        is_own = self.data.auxiliary is None or are_references
+        limit = self.data.known_duplicates if is_own else 0
         return limit is None or count <= limit
 
     def validation_hashes(self) -> frozenset[str]:

@@ -19,6 +19,7 @@ from anomaly_clip.data.augment import Augmentation
 from anomaly_clip.data.image_cache import ImageCache
 from anomaly_clip.data.info import MaskRule, Split
 from anomaly_clip.data.mask_files import read_fitted_mask
+from anomaly_clip.data.stitching import Stitching, stitched
 from anomaly_clip.data.transforms import MaskFilter, Resize, resize_image, resize_mask
 from anomaly_clip.images import ReadRule, open_image
 from anomaly_clip.masks import Mask
@@ -188,6 +189,8 @@ class SampleDataset(Dataset[Item]):
         self.cache = cache
         self.augmentation: Augmentation | None = None
         """Random transforms of images and masks, if any; for training only."""
+        self.stitching: Stitching | None = None
+        """Random replacement of images by several of them, if any; for training only."""
         self.features: Features | None = None
         """Features that items contain instead of images, if any."""
 
@@ -198,6 +201,11 @@ class SampleDataset(Dataset[Item]):
             table: Features by name, ``(n, ...)`` each, one row per sample.
         """
         self.features = FeatureTable(table)
+
+    @property
+    def changes(self) -> bool:
+        """True if the images of each epoch differ."""
+        return self.augmentation is not None or self.stitching is not None
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -222,9 +230,14 @@ class SampleDataset(Dataset[Item]):
             if "mask" in features:
                 item["mask"] = features.pop("mask")
         else:
-            with self.guard(sample):
-                cached = self.cache is not None
-                image, mask = self.cached(sample) if cached else self.resized(sample)
+            rows = None if self.stitching is None else self.stitching.drawn(epoch, row)
+            if rows is not None:
+                image, mask = self.square(*stitched([self._read(other) for other in rows]))
+                item["label"] = any(self.samples[other].label for other in rows)
+            else:
+                with self.guard(sample):
+                    cached = self.cache is not None
+                    image, mask = self.cached(sample) if cached else self.resized(sample)
             if self.augmentation is not None:
                 image, mask = self.augmentation(image, mask, epoch, row)
             item["image"] = torch.from_numpy(image).permute(2, 0, 1).contiguous()
@@ -238,12 +251,27 @@ class SampleDataset(Dataset[Item]):
 
     def resized(self, sample: Sample) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None]:
         """Read a sample; return its image ``(S, S, 3)`` and mask ``(s, s)``, both writable."""
-        image: NDArray[np.uint8] | Image.Image
+        return self.square(*self._open(sample))
+
+    def _read(self, row: int) -> tuple[NDArray[np.uint8] | Image.Image, Mask | None]:
+        with self.guard(self.samples[row]):
+            return self._open(self.samples[row])
+
+    def _open(self, sample: Sample) -> tuple[NDArray[np.uint8] | Image.Image, Mask | None]:
         if self.read is None:
             source = sample if self.has_masks else replace(sample, mask=None)
-            image, mask = open_sample(source, self.mask_rule, self.reading)
-        else:
-            image, mask = self.read(sample)
+            return open_sample(source, self.mask_rule, self.reading)
+        return self.read(sample)
+
+    def square(
+        self, image: NDArray[np.uint8] | Image.Image, mask: Mask | None
+    ) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None]:
+        """Return an image ``(S, S, 3)`` and its mask ``(s, s)``, both writable.
+
+        Args:
+            image: The image before it is made square.
+            mask: Its mask, if any.
+        """
         small = resize_image(image, self.image_size, self.resize)
         # Copied because decoded arrays are read-only, and torch needs memory of its own to collate.
         writable = small if small.flags.writeable else small.copy()

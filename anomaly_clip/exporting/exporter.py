@@ -212,7 +212,9 @@ def export_detector(
         labelled = None if settings.images is None else labelled_images(detector, settings.images)
         if labelled is not None:
             with _scoring():
-                exported.drift = measure_drift(labelled, eager, runs, record, threshold)
+                exported.drift = measure_drift(
+                    labelled, eager, runs, record, threshold, graph.method.scaled_parts
+                )
         if settings.precision != FLOAT32:
             exported.remarks += _changes(exported, file.name, len(images.square))
         exported.record = _record(detector, graph, settings, file, images, expected, exported)

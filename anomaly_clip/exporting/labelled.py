@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -280,6 +280,7 @@ def measure_drift(
     runs: Mapping[str, Run],
     record: CategoryCalibration | None = None,
     threshold: float = float("nan"),
+    scaled_parts: Sequence[bool] = (),
 ) -> Drift:
     """Compute the AUROC of torch and of programs on the same images, by the package's evaluator.
 
@@ -289,12 +290,15 @@ def measure_drift(
         runs: The programs by their names.
         record: Calibration of the category; None without one.
         threshold: Its threshold.
+        scaled_parts: Whether each score part is scaled; empty: all are.
 
     Raises:
         UserError: If the images that can be read are all normal or all anomalous.
     """
     settings = EvaluatorSettings(pro_steps=10, fine=True)  # of PRO nothing is used
-    evaluators = {name: Evaluator([images.category], settings) for name in ("", *runs)}
+    evaluators = {
+        name: Evaluator([images.category], settings, scaled_parts) for name in ("", *runs)
+    }
     flips = dict.fromkeys(runs, 0)
     count = anomalous = 0
     for batch in images.batches():

@@ -32,7 +32,7 @@ from anomaly_clip.methods.linear_layers import (
 from anomaly_clip.methods.prompted_method import ReferenceMethod
 from anomaly_clip.methods.sdp import text_score
 from anomaly_clip.metrics.evaluator import EvaluatorSettings
-from anomaly_clip.records import Batch, Scores
+from anomaly_clip.records import Batch, Scores, UseOfShots
 
 __all__ = ["APRILGAN", "Memory"]
 
@@ -78,6 +78,8 @@ class APRILGAN(AuxiliaryTraining, ReferenceMethod[Memory]):
         {"evaluator", "memory_layers", "feature_cache_gb", "linear_layers"}
     )
     init_only_arguments: ClassVar[frozenset[str]] = frozenset({"linear_layers"})
+    use_of_shots: ClassVar[UseOfShots] = "references"
+    scaled_parts: ClassVar[tuple[bool, ...]] = (False, True)
 
     def __init__(
         self,
@@ -90,7 +92,7 @@ class APRILGAN(AuxiliaryTraining, ReferenceMethod[Memory]):
         feature_cache_gb: float = 20.0,
         evaluator: EvaluatorSettings = EvaluatorSettings(),
     ) -> None:
-        ReferenceMethod.__init__(self, prompts, RVSSettings("mean"), evaluator)
+        super().__init__(prompts, RVSSettings("mean"), evaluator)
         self.backbone = CLIPBackbone.of(backbone)
         self.set_training(lr, feature_cache_gb)
         tower = self.backbone
@@ -108,12 +110,7 @@ class APRILGAN(AuxiliaryTraining, ReferenceMethod[Memory]):
     @property
     def score_part_names(self) -> tuple[str, ...]:  # type: ignore[override]
         """Names of the parts of a score: none without references."""
-        return ("text", "map") if self._memory else ()
-
-    @property
-    def scaled_parts(self) -> tuple[bool, ...]:  # type: ignore[override]
-        """The text score is added as it is, the maximum of the map min-max scaled."""
-        return (False, True) if self._memory else ()
+        return ("text", "map") if self.has_references else ()
 
     # -- scoring ---------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from anomaly_clip.backbones import clip, frozen, surgery
 from anomaly_clip.errors import check_above, check_at_least
 from anomaly_clip.files import source_hash
 from anomaly_clip.methods.clip_method import CLIPMethod
-from anomaly_clip.records import Batch, Encoder, Scores
+from anomaly_clip.records import Batch, Encoder, Scores, UseOfShots
 
 if TYPE_CHECKING:
     from anomaly_clip.data.dataset import AnomalyData
@@ -34,6 +34,7 @@ class AuxiliaryTraining(CLIPMethod, ABC):
     """
 
     can_be_fitted: ClassVar[bool] = True
+    use_of_shots: ClassVar[UseOfShots] = "none"
     token_code: ClassVar[tuple[ModuleType, ...]] = ()
     """Modules that :meth:`tokens` uses, other than those of the backbone."""
 

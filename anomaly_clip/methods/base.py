@@ -50,8 +50,8 @@ class AnomalyMethod(EvaluatedModule):
     score_part_names: ClassVar[tuple[str, ...]] = ()
     """Names of the columns of ``score_parts``."""
     scaled_parts: ClassVar[tuple[bool, ...]] = ()
-    """True for each part that is min-max scaled over the images of a category before all parts are
-    added; default: all."""
+    """True for each part that is min-max scaled over the images of a category before all are added;
+    default: all."""
     uses_category_names: ClassVar[bool] = False
     """True if category names are inserted into prompts."""
     inference_arguments: ClassVar[frozenset[str]] = frozenset({"evaluator"})
@@ -99,6 +99,7 @@ class AnomalyMethod(EvaluatedModule):
             is_fitted=self.must_be_fitted,
             validated_images=self.validated_images,
             calibrated_images=self._calibrated_images(),
+            shots=self.use_of_shots,
         )
 
     @property
@@ -212,9 +213,13 @@ class AnomalyMethod(EvaluatedModule):
                     self.fitted_category = data.categories[0]
             validating = stage in ("fit", "validate")
             categories = data.validation_categories() if validating else data.categories
-            self.evaluator = Evaluator(categories, self.evaluator_settings)
+            self.evaluator = self.new_evaluator(categories)
         elif stage in ("validate", "test"):
             raise missing_data_module(self, TrainerFn(stage).value)
+
+    def new_evaluator(self, categories: list[str]) -> Evaluator:
+        """Return an evaluator of this method's scores."""
+        return Evaluator(categories, self.evaluator_settings, self.scaled_parts)
 
     def _check_one_category(self, data: AnomalyData, stage: str) -> None:
         names = data.train_categories if stage == "fit" else data.categories
@@ -232,11 +237,17 @@ class AnomalyMethod(EvaluatedModule):
     @property
     def dataset_name(self) -> str | None:
         """Name of the evaluated data set; None without a data module."""
+        data = self.evaluated_data
+        return None if data is None else data.dataset_name
+
+    @property
+    def evaluated_data(self) -> AnomalyData | None:
+        """The evaluated data set: the data module, or the one of its validation images."""
         data = self.data
         if data is None:
             return None
         validating = self.trainer.state.fn in (TrainerFn.FITTING, TrainerFn.VALIDATING)
-        return data.validation.source.dataset_name if validating else data.dataset_name
+        return data.validation.source if validating else data
 
     @property
     def external_weights(self) -> dict[str, str] | None:

@@ -19,6 +19,7 @@ from anomaly_clip.records import (
     Batch,
     LoaderNeeds,
     TrainingFeatures,
+    UseOfShots,
     WeightsRecord,
     source_of,
     variant_of,
@@ -98,6 +99,8 @@ class EvaluatedModule(LightningModule, ABC):
     not_exportable: ClassVar[str | None] = None
     """Reason why there is no program of the method, as a clause such as "scores images by each
     other"; None if it can be exported. A property may depend on the settings."""
+    use_of_shots: ClassVar[UseOfShots] = "fit"
+    """Use of the few normal images that ``data.shots`` or ``data.fraction`` selects."""
     inference_arguments: ClassVar[frozenset[str]] = frozenset()
     """Arguments that may differ from the checkpoint's, because they do not affect any weight."""
     init_only_arguments: ClassVar[frozenset[str]] = frozenset()

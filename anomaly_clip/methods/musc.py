@@ -58,7 +58,7 @@ from anomaly_clip.methods.mutual_scoring import (
 )
 from anomaly_clip.metrics.evaluator import EvaluatorSettings
 from anomaly_clip.progress import track
-from anomaly_clip.records import Batch, Encoder, Scores
+from anomaly_clip.records import Batch, Encoder, Scores, UseOfShots
 
 __all__ = ["MuSc"]
 
@@ -109,6 +109,7 @@ class MuSc(AnomalyMethod):
     must_be_fitted: ClassVar[bool] = False
     can_be_fitted: ClassVar[bool] = False
     transductive: ClassVar[bool] = True
+    use_of_shots: ClassVar[UseOfShots] = "none"
     backbone: CLIPBackbone | CNNBackbone
 
     def __init__(

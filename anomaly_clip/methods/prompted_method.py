@@ -14,7 +14,7 @@ from anomaly_clip.constant_tensors import has_values
 from anomaly_clip.methods.clip_method import CLIPMethod
 from anomaly_clip.metrics.evaluator import EvaluatorSettings
 from anomaly_clip.progress import track
-from anomaly_clip.records import Scores
+from anomaly_clip.records import Scores, UseOfShots
 
 __all__ = ["PromptedMethod", "ReferenceMethod"]
 
@@ -105,6 +105,8 @@ class ReferenceMethod(PromptedMethod, ABC, Generic[Memory]):
         evaluator: Settings of the metrics.
     """
 
+    use_of_shots: ClassVar[UseOfShots] = "references"
+
     def __init__(
         self,
         prompts: PromptEnsemble | dict[str, Any],
@@ -116,17 +118,27 @@ class ReferenceMethod(PromptedMethod, ABC, Generic[Memory]):
         """Results of :meth:`remember` by category."""
 
     def prepare(self, categories: list[str]) -> None:
-        """Encode the prompts and, with ``data.shots``, the reference images of all categories."""
+        """Encode the prompts and, with ``data.shots``, the reference images of all categories.
+
+        Validation images of an auxiliary data set are not compared with references.
+        """
         super().prepare(categories)
         self._memory.clear()
         self.reference_paths.clear()
         data = self.data
-        if data is None or not data.has_shots:
+        if data is None or not data.has_shots or self.evaluated_data is not data:
             return
         for name in track(categories, "encoding references"):
             references = data.references(name)
             self.reference_paths[name] = list(references["path"])
             self._memory[name] = self.remember(references["image"].to(self.device))
+
+    @property
+    def has_references(self) -> bool:
+        """True if images are compared with references, or will be once these are encoded."""
+        data = self.data
+        expected = data is not None and data.has_shots and self.evaluated_data is data
+        return bool(self._memory) or expected
 
     @abstractmethod
     def remember(self, images: Tensor) -> Memory:

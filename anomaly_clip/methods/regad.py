@@ -36,7 +36,6 @@ from anomaly_clip.methods.regad_network import (
 )
 from anomaly_clip.metrics.evaluator import (
     METRICS,
-    Evaluator,
     EvaluatorSettings,
     MetricValues,
     Results,
@@ -190,7 +189,7 @@ class RegAD(TrainedMethod):
         for category in data.categories:
             data.drawn_of(category, self.shots, seed=0)
         passes = self.rounds if stage == "test" else 1
-        others = [Evaluator(data.categories, self.evaluator_settings) for _ in range(passes - 1)]
+        others = [self.new_evaluator(data.categories) for _ in range(passes - 1)]
         self.evaluators = nn.ModuleList([self.evaluator, *others])
 
     def _check_one_category(self, data: AnomalyData, stage: str) -> None:

@@ -23,7 +23,7 @@ from anomaly_clip.errors import check_at_least
 from anomaly_clip.maps import gaussian_blur, image_score, patches_to_map
 from anomaly_clip.methods.prompted_method import PromptedMethod
 from anomaly_clip.metrics.evaluator import EvaluatorSettings
-from anomaly_clip.records import Scores
+from anomaly_clip.records import Scores, UseOfShots
 
 __all__ = ["SDP", "feature_surgery", "text_score"]
 
@@ -52,6 +52,7 @@ class SDP(PromptedMethod):
     must_be_fitted: ClassVar[bool] = False
     can_be_fitted: ClassVar[bool] = False
     score_part_names: ClassVar[tuple[str, ...]] = ("r0", "r1")
+    use_of_shots: ClassVar[UseOfShots] = "none"
     reads_raw_patches: ClassVar[bool] = False
     """True if ``encode`` must also return the patches of the original path, at some extra cost."""
 

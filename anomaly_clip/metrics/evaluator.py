@@ -135,7 +135,8 @@ class Evaluator(Metric):
     """Collect scores of labelled images and compute metrics per category.
 
     Score parts are min-max scaled over all images of a category and added, as in CLIP-AD (arXiv
-    2311.00453; see docs/methods/sdp.md). A constant part counts as zero (our choice).
+    2311.00453; see docs/methods/sdp.md). A constant part counts as zero (our choice). A method may
+    have some of its parts added as they are, as APRIL-GAN does.
 
     Only histograms of the maps are kept, so memory does not grow with the number of images (with
     ``exact``, all pixel scores are kept). An image that one process sees repeatedly is counted
@@ -145,6 +146,7 @@ class Evaluator(Metric):
     Args:
         categories: Names of the categories, in the same order on all ranks.
         settings: Settings of the evaluation.
+        scaled_parts: Whether each score part is scaled; empty: all are.
 
     Raises:
         ValueError: If there is no category, or a category occurs twice.
@@ -159,7 +161,10 @@ class Evaluator(Metric):
     pixel_index: list[Tensor]
 
     def __init__(
-        self, categories: Sequence[str], settings: EvaluatorSettings = EvaluatorSettings()
+        self,
+        categories: Sequence[str],
+        settings: EvaluatorSettings = EvaluatorSettings(),
+        scaled_parts: Sequence[bool] = (),
     ) -> None:
         super().__init__(dist_sync_fn=gather_any, compute_on_cpu=True)
         if not categories or len(set(categories)) != len(categories):
@@ -168,6 +173,7 @@ class Evaluator(Metric):
             )
         self.categories = list(categories)
         self.settings = settings
+        self.scaled_parts = tuple(scaled_parts)
         self.images: ImageScores | None = None
         """Labels and scores of the images of the last ``compute``."""
         self.curves: dict[str, Curves] = {}
@@ -324,7 +330,7 @@ class Evaluator(Metric):
         if parts.shape[1]:
             for row in rows.unique():
                 members = rows == row
-                score[members] = _min_max(parts[members]).sum(dim=1)
+                score[members] = combined(parts[members], self.scaled_parts)
         return ImageScores(
             index=concatenated(self.index)[seen],
             category=[self.categories[row] for row in rows],
@@ -431,6 +437,17 @@ def _mean_bounds(categories: dict[str, MetricValues], intervals: dict[str, Bound
             low, high = (fmean(column) for column in zip(*ends, strict=True))
             bounds[name] = (low, high)
     return bounds
+
+
+def combined(parts: Tensor, scaled: Sequence[bool] = ()) -> Tensor:
+    """Return the image scores ``(n,)`` of the parts ``(n, P)`` of all images of a category.
+
+    Args:
+        parts: Parts of the scores.
+        scaled: Whether each part is min-max scaled before all are added; empty: all are.
+    """
+    columns = torch.tensor(scaled or [True] * parts.shape[1])
+    return torch.where(columns, _min_max(parts), parts).sum(dim=1)
 
 
 def _min_max(parts: Tensor) -> Tensor:

@@ -70,6 +70,8 @@ class ScoredImages(Callback):
     """By category and index in the listing."""
     unreadable: list[UnreadableImage] = field(default_factory=list)
     conditions: dict[str, Any] = field(default_factory=dict)
+    scaled_parts: tuple[bool, ...] = ()
+    """True for each score part that is scaled; empty: all are."""
     highest_pixels: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     """Highest map values of each category, as many as the percentile of all images needs."""
     num_pixels: dict[str, int] = field(default_factory=dict)
@@ -146,6 +148,7 @@ class ScoredImages(Callback):
         """Gather the scores of all processes, and the conditions under which they were computed."""
         assert isinstance(pl_module, AnomalyMethod)
         self.conditions = conditions_of(trainer, pl_module, _data(trainer))
+        self.scaled_parts = pl_module.scaled_parts
         if trainer.world_size > 1:
             self._gather(trainer)
         self._leave_out_references(trainer, pl_module)
@@ -290,7 +293,7 @@ def build_category(
     """Return the calibration of a category from the scores of its images.
 
     If scores have parts, a third of the images gives their ranges, and the method is calibrated on
-    the others.
+    the others. A part that is not scaled has the range 0 to 1, which leaves it as it is.
 
     Args:
         name: The category.
@@ -311,9 +314,12 @@ def build_category(
         count = max(MIN_FOR_RANGES, len(images) // 3)
         parts = np.array([image.parts for image in in_order[:count]], dtype=np.float64)
         calibrated = in_order[count:]
+        scaled = scored.scaled_parts or (True,) * parts.shape[1]
         ranges = tuple(
-            (float(low), float(high))
-            for low, high in zip(parts.min(axis=0), parts.max(axis=0), strict=True)
+            (float(low), float(high)) if is_scaled else (0.0, 1.0)
+            for low, high, is_scaled in zip(
+                parts.min(axis=0), parts.max(axis=0), scaled, strict=True
+            )
         )
     if not calibrated:
         needed = 1 if ranges is None else MIN_FOR_RANGES + 1

@@ -75,7 +75,8 @@ def cross_validate(
             f"calibration.folds {settings.folds} runs in one process, and this fit in "
             f"{trainer.world_size}: set trainer.devices 1, or leave calibration.folds out"
         )
-    every = ScoredImages(conditions=conditions_of(trainer, fitted, data))
+    conditions = conditions_of(trainer, fitted, data)
+    every = ScoredImages(conditions=conditions, scaled_parts=fitted.scaled_parts)
     images: dict[str, list[ScoredImage]] = {}
     for fold in range(settings.folds):
         say(f"fold {fold + 1} of {settings.folds}")

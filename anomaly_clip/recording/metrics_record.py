@@ -83,11 +83,16 @@ def table_title(
 
 def _overlap(method: EvaluatedModule, data: AnomalyData) -> int | None:
     """Return the number of test images among the training images; None if unknown or untrained."""
-    if not method.can_be_fitted and not data.has_shots:
+    compares = data.has_shots and method.loader_needs.shots == "references"
+    if not method.can_be_fitted and not compares:
         return None
-    if data.leakage.num_fitted_on is not None:
-        return data.leakage.num_fitted_on
+    number = data.leakage.num_fitted_on
     try:
-        return len(data.overlap())
+        if number is None and (data.auxiliary is not None or not compares):
+            number = len(data.overlap())
+        if not compares:
+            return number
+        references = [s for name in data.categories for s in data.shots_of(name)]
+        return (number or 0) + len(data.overlap(references))
     except (OSError, ValueError):  # the machine of a test may lack the training images
         return None
