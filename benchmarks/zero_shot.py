@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings
 from anomaly_clip.methods import APRILGAN, SDP, AnomalyCLIP, SDPPlus, WinCLIP
+from anomaly_clip.records import Scores
 
 MOST_APART = 1e-4  # largest difference from the plain implementation's maps
 TARGETS = {
@@ -37,6 +39,7 @@ TARGETS = {
     "april_gan_4_shots": 1.25,
 }
 SHOTS = 4
+Scorer = Callable[[Tensor, Tensor], Scores]
 
 
 def main() -> int:
@@ -46,6 +49,7 @@ def main() -> int:
     arguments.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     arguments.add_argument("--rounds", type=int, default=9)
     arguments.add_argument("--threads", type=int, default=1)
+    arguments.add_argument("--only", nargs="+", choices=list(TARGETS), default=list(TARGETS))
     options = arguments.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
@@ -53,6 +57,29 @@ def main() -> int:
     sdp, plus, winclip = SDP(backbone), SDPPlus(backbone), WinCLIP(backbone)
     anomalyclip, crane = AnomalyCLIP(backbone), AnomalyCLIP(backbone, inference="crane")
     april_gan = APRILGAN(backbone)
+    side = backbone.image_size
+    references = torch.randint(0, 256, (SHOTS, 3, side, side), dtype=torch.uint8)
+    memory = [april_gan.remember(references)]
+    # Each method, and its plain implementation, as functions of images and texts.
+    methods: dict[str, tuple[Scorer, Callable[[Tensor, Tensor], Tensor]]] = {
+        "sdp": (sdp.score_with_text, partial(plain_sdp, sdp)),
+        "sdp_plus": (plus.score_with_text, partial(plain_sdp_plus, plus)),
+        "winclip": (winclip.score_with_text, partial(plain_winclip, winclip)),
+        "anomalyclip": (
+            lambda images, _: anomalyclip.score(images, ["any"] * len(images)),
+            lambda images, _: plain_anomalyclip(anomalyclip, images),
+        ),
+        "crane": (
+            lambda images, _: crane.score(images, ["any"] * len(images)),
+            lambda images, _: plain_anomalyclip(crane, images),
+        ),
+        "april_gan": (april_gan.score_with_text, partial(plain_april_gan, april_gan)),
+        "april_gan_4_shots": (
+            partial(april_gan.score_with_text, memory=memory),
+            partial(plain_april_gan, april_gan, references=references),
+        ),
+    }
+    methods = {name: methods[name] for name in options.only}
     values: dict[str, object] = {
         "model": options.name,
         "weights": "random",
@@ -61,53 +88,22 @@ def main() -> int:
     }
     bounds: dict[str, Bound] = {}
     for size in options.batches:
-        side = backbone.image_size
         images = torch.randint(0, 256, (size, 3, side, side), dtype=torch.uint8)
         text = F.normalize(torch.randn(size, backbone.model.visual.output_dim, 2), dim=1)
-        references = torch.randint(0, 256, (SHOTS, 3, side, side), dtype=torch.uint8)
-        names = ["object"] * size  # not used
-        memory = [april_gan.remember(references)]
         pixels = backbone.prepare(images)
-        tasks = {
-            "plain": partial(backbone.model.encode_image, pixels),
-            "sdp": partial(sdp.score_with_text, images, text),
-            "sdp_plus": partial(plus.score_with_text, images, text),
-            "winclip": partial(winclip.score_with_text, images, text),
-            "anomalyclip": partial(anomalyclip.score, images, names),
-            "crane": partial(crane.score, images, names),
-            "april_gan": partial(april_gan.score_with_text, images, text),
-            "april_gan_4_shots": partial(april_gan.score_with_text, images, text, memory),
+        tasks: dict[str, Callable[[], object]] = {
+            "plain": partial(backbone.model.encode_image, pixels)
         }
+        tasks |= {name: partial(score, images, text) for name, (score, _) in methods.items()}
         with torch.no_grad():
             seconds = fastest(options.rounds, tasks, clock=time.perf_counter)
-        ratios = {name: seconds[name] / seconds["plain"] for name in TARGETS}
+        ratios = {name: seconds[name] / seconds["plain"] for name in methods}
         few, texts = images[:1], text[:1]  # the plain implementations are slow
         with torch.no_grad():
-            maps = {
-                "sdp": (sdp.score_with_text(few, texts), plain_sdp(sdp, few, texts)),
-                "sdp_plus": (plus.score_with_text(few, texts), plain_sdp_plus(plus, few, texts)),
-                "winclip": (
-                    winclip.score_with_text(few, texts),
-                    plain_winclip(winclip, few, texts),
-                ),
-                "anomalyclip": (
-                    anomalyclip.score(few, names[:1]),
-                    plain_anomalyclip(anomalyclip, few),
-                ),
-                "crane": (crane.score(few, names[:1]), plain_anomalyclip(crane, few)),
-                "april_gan": (
-                    april_gan.score_with_text(few, texts),
-                    plain_april_gan(april_gan, few, texts),
-                ),
-                "april_gan_4_shots": (
-                    april_gan.score_with_text(few, texts, memory),
-                    plain_april_gan(april_gan, few, texts, references),
-                ),
+            apart = {
+                name: float((score(few, texts)["anomaly_map"] - plain(few, texts)).abs().max())
+                for name, (score, plain) in methods.items()
             }
-        apart = {
-            name: float((ours["anomaly_map"] - plain).abs().max())
-            for name, (ours, plain) in maps.items()
-        }
         for name, ratio in ratios.items():
             bounds[f"{name} over plain, batch {size}"] = at_most(ratio, TARGETS[name])
         largest = max(apart.values())
