@@ -7,7 +7,8 @@
 All rows use the demo CLIP and are tested on the same images of 13 categories that this CLIP was not
 trained on. SDP+, AnomalyCLIP and APRIL-GAN are fitted on labelled images of the 35 categories that
 it was trained on, CLIP-ADA on normal images of the tested categories themselves. Rows with random
-weights are controls. A seed determines the test images, the training images and all random choices.
+weights are controls, run with the first seed only. A seed determines the test images, the training
+images and all random choices.
 
 With ``--tiles``, ``--brain`` and ``--head``, the fits of the first seed are also tested on
 photographs. ``--folder`` keeps the runs in a folder; finished runs in this folder are not repeated.
@@ -140,6 +141,7 @@ def photograph_line(name: str, data: str, root: str, fit: Path) -> list[str]:
 def photograph_rows(data: str, names: Iterable[str]) -> list[str]:
     """Return the rows that can be tested on a set of photographs with the fits of the demo."""
     rows = [name for name in names if not ROWS[name].fitted or ROWS[name].weights]
+    rows = [name for name in rows if name not in CONTROLS.values()]
     return [name for name in rows if data not in NO_REFERENCES or "shots" not in name]
 
 
@@ -219,6 +221,8 @@ def measure(options: Any, folder: Path) -> int:
     by_row: dict[str, dict[int, dict[str, float | None]]] = {name: {} for name in options.only}
     for seed in options.seeds:
         for name in options.only:
+            if name in CONTROLS.values() and seed != options.seeds[0]:
+                continue
             fitted = fit(name, seed, folder)
             target = folder / f"{folder_of(name)}-{seed}" / "test"
             by_row[name][seed] = measured(test_line(name, seed, fitted), target)

@@ -243,6 +243,6 @@ def test_photographs_are_scored_with_the_weights_of_a_fit_on_the_demo() -> None:
     line = module.photograph_line("APRIL-GAN, 4 shots", "tiles", "DIR", Path("fit"))
     assert line[line.index("--model.linear_layers") + 1] == "fit/linear_layers.pth"
     assert line[-2:] == ["--data.shots", "4"]
-    rows = ["SDP", "CLIP-ADA", "AnomalyCLIP", "APRIL-GAN, 4 shots"]
+    rows = ["SDP", "CLIP-ADA", "AnomalyCLIP", "AnomalyCLIP, random weights", "APRIL-GAN, 4 shots"]
     assert module.photograph_rows("tiles", rows) == ["SDP", "AnomalyCLIP", "APRIL-GAN, 4 shots"]
     assert module.photograph_rows("brain", rows) == ["SDP", "AnomalyCLIP"]
