@@ -462,8 +462,12 @@ def _attach(
     method.trainer = trainer
     category = loaded.category or CATEGORY
     needs = method.loader_needs
-    uses_references = bool(needs.support_images) or (
-        loaded.references is not None and loaded.references.has_shots
+    # All images of the folder are references, where no configuration tells how many are drawn.
+    takes_all = folder is not None and loaded.references is None and needs.shots == "references"
+    uses_references = (
+        takes_all
+        or bool(needs.support_images)
+        or (loaded.references is not None and loaded.references.has_shots)
     )
     if folder is not None and not uses_references:
         raise UserError(
@@ -482,6 +486,7 @@ def _attach(
             resize=settings.resize,
             max_pixels=settings.max_pixels,
             num_workers=0,
+            fraction=1.0 if takes_all else None,
         )
     references = loaded.references
     if references is not None and uses_references:
