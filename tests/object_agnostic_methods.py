@@ -51,7 +51,8 @@ def write_config(file: Path, configuration: dict[str, Any] = DEEP_CLIP) -> str:
 def command(root: Path, auxiliary: Path, clip: str, runs: Path, verb: str = "fit") -> list[str]:
     """Return a command line of AnomalyCLIP; the auxiliary set has VisA's layout."""
     words = [verb, "--model", "AnomalyCLIP", "--model.backbone.name", clip, "--model.lr", "0.01"]
-    words += ["--model.backbone.pretrained", "random", "--model.sigma", "2"]
+    words += ["--model.backbone.pretrained", "random", "--model.backbone.image_size", "32"]
+    words += ["--model.sigma", "2"]
     words += ["--data", "MVTecAD", "--data.root", str(root), "--data.num_workers", "0"]
     words += ["--data.auxiliary", "VisA", "--data.auxiliary.root", str(auxiliary)]
     words += ["--trainer.accelerator", "cpu", "--output.root", str(runs)]

@@ -6,13 +6,15 @@ import argparse
 import contextlib
 import shlex
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from jsonargparse import ArgumentError
 
+from anomaly_clip import methods
 from anomaly_clip.commands.checkpoint_content import DAMAGE, read_checkpoint
 from anomaly_clip.commands.checkpoint_option import config_of_fit
 from anomaly_clip.commands.detector_options import (
@@ -56,6 +58,8 @@ def run_export(words: Sequence[str]) -> int:
     with user_errors():
         source = detector_source(options, settings)
         kind = None if source.checkpoint is None else class_of_checkpoint(source.checkpoint)
+        if options.projections:
+            _check_projections(options, source, kind)
         if options.format is None and kind is not None and hasattr(kind, "export"):
             _check_no_detector_options(options, source, kind)
             return _export_weights(kind, source, options)
@@ -69,9 +73,10 @@ def _parser() -> argparse.ArgumentParser:
         prog="anomaly_clip export",
         description="Write a folder that scores images without this package: a program (ONNX, or "
         "torch.export), the preprocessing, the calibration, and detector.py, which runs them. The "
-        "program is compared with torch first. Without --format, TAB, SDPPlus and Contrastive "
-        "write their trained weights instead: a torchvision ResNet (.safetensors and .pt), the "
-        "authors' linear layers, a CLIP with open_clip's names.",
+        "program is compared with torch first. Without --format, "
+        f"{' and '.join(_in_two(_exporters()))} write their trained weights instead: prompts or "
+        "linear layers in the authors' format, a torchvision ResNet (.safetensors and .pt), a CLIP "
+        "with open_clip's names.",
         allow_abbrev=False,
     )
     add_detector_options(parser)
@@ -82,6 +87,12 @@ def _parser() -> argparse.ArgumentParser:
         help="output folder; default: detector, and for weights the working directory",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
+    parser.add_argument(
+        "--projections",
+        action="store_true",
+        help="for the prompts of AnomalyCLIP: add the unused layers, as zeros, without which the "
+        "authors' code does not load the file",
+    )
     parser.add_argument("--opset", type=int, help="version of ONNX's operators; default: 18")
     parser.add_argument(
         "--precision",
@@ -110,8 +121,37 @@ def _nothing_to_export(kind: Any, source: DetectorSource) -> UserError:
     why = kind.not_exportable if issubclass(kind, EvaluatedModule) else None
     return UserError(
         f"{name} has nothing to export{'' if why is None else f': it {why}'}: give a checkpoint of "
-        f"a detector, or of TAB, SDPPlus or Contrastive"
+        f"a detector, or of {' or '.join(_in_two(_exporters()))}"
     )
+
+
+def _exporters() -> list[str]:
+    """Return the names of the methods that export their trained weights."""
+    return sorted(name for name in methods.__all__ if hasattr(getattr(methods, name), "export"))
+
+
+def _in_two(names: Sequence[str]) -> list[str]:
+    """Return all names but the last as one text, and the last one, to be joined by a word."""
+    return [", ".join(names[:-1]), names[-1]]
+
+
+def _check_projections(options: argparse.Namespace, source: DetectorSource, kind: Any) -> None:
+    """Check that ``--projections`` has an effect.
+
+    Raises:
+        UserError: If no prompts of AnomalyCLIP are written.
+    """
+    if kind is None or not issubclass(kind, methods.AnomalyCLIP):
+        given = "a detector" if kind is None else f"--ckpt_path {source.checkpoint}"
+        name = "" if kind is None else f" of {kind.__name__}"
+        raise UserError(
+            f"--projections is for the prompts of AnomalyCLIP, not for {given}{name}: leave it out"
+        )
+    if options.format is not None:
+        raise UserError(
+            f"--projections is for the prompts of AnomalyCLIP, but --format {options.format} "
+            f"writes a detector: leave one of them out"
+        )
 
 
 def _check_no_detector_options(
@@ -157,16 +197,20 @@ def _export_weights(kind: Any, source: DetectorSource, options: argparse.Namespa
                 f"damaged ({cause}): give one that fit has written"
             ) from None
     assert isinstance(method, Exporter)
+    write: Callable[[Path], Path] = method.export
+    if options.projections:
+        assert isinstance(method, methods.AnomalyCLIP)
+        write = partial(method.export, projections=True)
     target = options.folder or Path()
     with tempfile.TemporaryDirectory() as scratch:
-        name = method.export(Path(scratch)).name
+        name = write(Path(scratch)).name
         files = sorted(Path(scratch).iterdir())
         existing = [file.name for file in files if (target / file.name).exists()]
         if existing and not options.overwrite:
             raise UserError(
                 f"{target / existing[0]} exists: give another --folder, or add --overwrite"
             )
-        method.export(target)
+        write(target)
     print(target / name)
     return 0
 

@@ -32,6 +32,7 @@ from anomaly_clip.progress import say
 __all__ = [
     "APRIL_GAN_KEY",
     "LAYERS_KEY",
+    "LAYER_NAME",
     "initial_layers",
     "load_linear_layers",
     "read_linear_layers",

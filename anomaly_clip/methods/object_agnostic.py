@@ -108,7 +108,8 @@ class AnomalyCLIP(AuxiliaryTraining):
             self.prompts.load(vectors.context, vectors.deep)
             self._external = vectors.record
             self.fitted = True
-        self._text: tuple[tuple[int, ...], Tensor] | None = None
+        self._text: tuple[tuple[tuple[int, int], ...], Tensor] | None = None
+        """Object and version of each vector, and the text features of these versions."""
         saved = {"backbone": asdict(self.backbone.settings), "prompt": asdict(settings)}
         self.save_hyperparameters(ignore=[*saved, "evaluator", "prompts_file"])
         self.save_hyperparameters(saved)
@@ -134,7 +135,7 @@ class AnomalyCLIP(AuxiliaryTraining):
 
     def text(self) -> Tensor:
         """Return the text features ``(D, 2)``: normal, abnormal; computed anew after a change."""
-        versions = tuple(parameter._version for parameter in self.prompts.parameters())
+        versions = tuple((id(rows), rows._version) for rows in self.prompts.parameters())
         if self._text is None or self._text[0] != versions:
             with torch.no_grad():
                 text = self.prompts(self.backbone).T
@@ -264,10 +265,15 @@ class AnomalyCLIP(AuxiliaryTraining):
         """Name of the exported file."""
         return "prompts.pth"
 
-    def export(self, folder: Path) -> Path:
-        """Write the prompts in the form of Crane's files, which hold no unused layers."""
+    def export(self, folder: Path, projections: bool = False) -> Path:
+        """Write the prompts; see :func:`.write_prompts`.
+
+        Args:
+            folder: Folder of the file.
+            projections: Add the unused layers of AnomalyCLIP's files, which Crane's files lack.
+        """
         file = folder / self.export_name
-        write_prompts(self.prompts, self.backbone, file)
+        write_prompts(self.prompts, self.backbone, file, projections)
         return file
 
 
@@ -294,10 +300,9 @@ def _sizes_of_file(
     Raises:
         ValueError: If other sizes than the default ones were asked for.
     """
-    sizes: dict[str, Any] = {"n_ctx": context.shape[1], "depth": len(deep) + 1}
-    if deep:
-        sizes["deep_ctx"] = deep[0].shape[0]
     default = DeepPromptsSettings()
+    sizes: dict[str, Any] = {"n_ctx": context.shape[1], "depth": len(deep) + 1}
+    sizes["deep_ctx"] = len(deep[0]) if deep else min(settings.deep_ctx, context.shape[1])
     for name, value in sizes.items():
         given = getattr(settings, name)
         if given not in (value, getattr(default, name)):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +28,8 @@ from anomaly_clip.backbones.weight_files import (
 )
 from anomaly_clip.backbones.weight_sources import local_file
 from anomaly_clip.files import write_bytes
+from anomaly_clip.methods.linear_layers import LAYER_NAME
+from anomaly_clip.progress import say
 
 __all__ = ["PROMPTS_KEY", "PromptVectors", "read_prompts", "write_prompts"]
 
@@ -36,11 +38,14 @@ PROMPTS_KEY = "prompt_learner"
 """Key of the prompts in the authors' files."""
 SOURCE = "give a file of AnomalyCLIP's or Crane's authors, or the prompts.pth that a fit writes"
 CLASSES = ("pos", "neg")  # the authors' names of the normal and the abnormal prompt
+ANCHOR = re.compile(r"(|.*\.)ctx_pos")
+"""Name of the normal prompt's vectors, after the prefixes of wrappers."""
 DEEP_NAME = re.compile(r"compound_prompts_text\.(\d+)")
 PROJECTION_NAME = re.compile(r"compound_prompt_projections\.\d+\.(?:weight|bias)")
 PROJECTION_WIDTH = 896  # of the unused layers in AnomalyCLIP's files
+MOST_FIXED = 5  # tokens of the longer prompt besides its vectors: <start> damaged object . <end>
 SAME = 1e-3
-"""Largest difference of token embeddings, which some files store in half precision."""
+"""Largest difference of token embeddings, besides the rounding of half precision."""
 
 
 class PromptVectors(NamedTuple):
@@ -57,8 +62,10 @@ class PromptVectors(NamedTuple):
 def read_prompts(file: str, backbone: CLIPBackbone) -> PromptVectors:
     """Read prompts in the authors' format, and check that they belong to a CLIP.
 
-    The layers ``compound_prompt_projections`` of AnomalyCLIP's files are not read: nothing uses
-    them.
+    The dictionary of the prompts may be bare, below the authors' key or those of
+    :func:`~anomaly_clip.backbones.state_dicts.state_dict_of`, and its names may share a prefix.
+    Tensors outside the prefix are not used, and named. The layers ``compound_prompt_projections``
+    of AnomalyCLIP's files are not read either, because nothing uses them.
 
     Args:
         file: A file of any form that :mod:`anomaly_clip.backbones.weight_files` reads, or a folder
@@ -78,16 +85,49 @@ def read_prompts(file: str, backbone: CLIPBackbone) -> PromptVectors:
             f"or {SOURCE}"
         ) from None
     try:
-        tensors = state_dict_of(content, (PROMPTS_KEY,)).tensors
+        state = state_dict_of(content, (PROMPTS_KEY,))
+        prefix = _prefix(state.tensors)
+        tensors = {
+            key.removeprefix(prefix): value
+            for key, value in state.tensors.items()
+            if key.startswith(prefix)
+        }
         context, deep = _vectors(tensors)
     except WeightFileError as error:
         raise ValueError(
             f"{OPTION} {path}: expected a dictionary {PROMPTS_KEY} with the tensors ctx_pos, "
             f"ctx_neg and so on, but {error.form}; {error.way_out}"
         ) from None
+    _check_tower(path, context, deep, backbone)
     _check_words(path, tensors, context.shape[1], backbone)
+    if state.others:
+        say(f"{OPTION} {path}: {state.container} is used, {', '.join(state.others)} not")
+    if unused := [key for key in state.tensors if not key.startswith(prefix)]:
+        say(f"{OPTION} {path}: tensors outside the prompts are not used: {listed(unused)}")
     record = {"file": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     return PromptVectors(context, deep, record)
+
+
+def _prefix(tensors: Mapping[str, Tensor]) -> str:
+    """Return what precedes the names of the prompts: empty, or the prefixes of wrappers.
+
+    Raises:
+        WeightFileError: If there are no prompts, or several pairs of them.
+    """
+    matches = (ANCHOR.fullmatch(key) for key in tensors)
+    prefixes = [match[1] for match in matches if match]
+    if len(prefixes) > 1:
+        raise WeightFileError(
+            f"it contains {len(prefixes)} pairs of prompts, "
+            f"{' and '.join(map(repr, prefixes[:3]))}",
+            f"save one of them under {PROMPTS_KEY} and give that file",
+        )
+    if not prefixes and any(LAYER_NAME.fullmatch(key) for key in tensors):
+        raise WeightFileError(
+            f"it contains the linear layers of SDPPlus or APRILGAN ({listed(list(tensors))})",
+            f"give it as model.linear_layers of that method, or {SOURCE}",
+        )
+    return prefixes[0] if prefixes else ""
 
 
 def _vectors(tensors: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -109,15 +149,53 @@ def _vectors(tensors: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
     contexts = [tensors[f"ctx_{c}"] for c in CLASSES]
     deep = [tensors[f"compound_prompts_text.{number}"] for number in range(len(numbers))]
     check_floating({name: tensors[name] for name in expected if "tokenized" not in name})
+    for name in (f"tokenized_prompts_{c}" for c in CLASSES):
+        if tensors[name].layout != torch.strided or tensors[name].is_meta:
+            raise WeightFileError(f"{name} has no plain values", SOURCE)
     shape = contexts[0].shape
     if len(shape) != 4 or tuple(shape[:2]) != (1, 1) or contexts[1].shape != shape:
         shapes = f"{tuple(shape)} and {tuple(contexts[1].shape)}"
         raise WeightFileError(f"ctx_pos and ctx_neg have the shapes {shapes}", SOURCE)
+    if not shape[2]:
+        raise WeightFileError(f"ctx_pos has the shape {tuple(shape)}, no vectors", SOURCE)
     for number, rows in enumerate(deep):
-        if rows.ndim != 2 or rows.shape != deep[0].shape or rows.shape[1] != shape[-1]:
+        fits = rows.ndim == 2 and rows.shape == deep[0].shape and rows.shape[1] == shape[-1]
+        if not fits or not 1 <= len(rows) <= shape[2]:
             name = f"compound_prompts_text.{number}"
-            raise WeightFileError(f"{name} has the shape {tuple(rows.shape)}", SOURCE)
+            raise WeightFileError(
+                f"{name} has the shape {tuple(rows.shape)}, with ctx_pos {tuple(shape)}", SOURCE
+            )
     return torch.cat([part[0] for part in contexts]).float(), [rows.float() for rows in deep]
+
+
+def _check_tower(
+    path: Path, context: Tensor, deep: Sequence[Tensor], backbone: CLIPBackbone
+) -> None:
+    """Check that the sizes of prompts are possible in the text tower of a CLIP.
+
+    Raises:
+        ValueError: If they are not.
+    """
+    name = backbone.settings.name
+    width = backbone.model.token_embedding.weight.shape[1]
+    way_out = "use the CLIP that the prompts were trained on"
+    if context.shape[-1] != width:
+        raise ValueError(
+            f"{OPTION} {path}: its vectors have {context.shape[-1]} channels, but the text tower "
+            f"of {name} has {width}; {way_out}"
+        )
+    depth, blocks = len(deep) + 1, backbone.num_text_layers
+    if depth > blocks:
+        raise ValueError(
+            f"{OPTION} {path}: its vectors are for {depth} blocks, but the text tower of {name} "
+            f"has {blocks}; {way_out}"
+        )
+    room = backbone.model.context_length - MOST_FIXED
+    if context.shape[1] > room:
+        raise ValueError(
+            f"{OPTION} {path}: it has {context.shape[1]} vectors for each prompt, but the text "
+            f"tower of {name} has room for {room}; {way_out}"
+        )
 
 
 def _check_words(
@@ -129,27 +207,23 @@ def _check_words(
         ValueError: If they are not.
     """
     name = backbone.settings.name
-    width = backbone.model.token_embedding.weight.shape[1]
-    given = tensors["ctx_pos"].shape[-1]
-    if given != width:
-        raise ValueError(
-            f"{OPTION} {path}: its vectors have {given} channels, but the text tower of {name} has "
-            f"{width}; use the CLIP that the prompts were trained on"
-        )
     ids = _ids(backbone, n_ctx)
-    embedded = _embedded(backbone, ids)
+    embedded = _embedded(backbone, ids).cpu()
     for row, c in enumerate(CLASSES):
-        theirs = tensors[f"tokenized_prompts_{c}"].flatten()
-        if theirs.tolist() != ids[row].tolist():
+        theirs, ours = tensors[f"tokenized_prompts_{c}"], ids[row]
+        # Ids of a file in half precision are rounded.
+        if theirs.numel() != len(ours) or not torch.equal(theirs.flatten(), ours.to(theirs.dtype)):
             raise ValueError(
                 f"{OPTION} {path}: tokenized_prompts_{c} are not the tokens of {n_ctx} vectors and "
                 f"{WORDS[row]!r} in {name}; {SOURCE}"
             )
-        ours = {"prefix": embedded[row, :1], "suffix": embedded[row, 1 + n_ctx :]}
-        for part, expected in ours.items():
-            values = tensors[f"token_{part}_{c}"].float()
-            expected = expected[None, None].cpu()
-            if values.shape != expected.shape or not (values - expected).abs().max() <= SAME:
+        parts = {"prefix": embedded[row, :1], "suffix": embedded[row, 1 + n_ctx :]}
+        for part, expected in parts.items():
+            values = tensors[f"token_{part}_{c}"]
+            rounding = torch.finfo(values.dtype).eps
+            if values.numel() != expected.numel() or not torch.allclose(
+                values.float().view_as(expected), expected, atol=SAME, rtol=rounding
+            ):
                 raise ValueError(
                     f"{OPTION} {path}: the prompts were trained on another CLIP than {name} with "
                     f"weights {backbone.settings.pretrained} (token_{part}_{c} differs from its "
@@ -175,12 +249,13 @@ def write_prompts(
     state: dict[str, Tensor] = {}
     for row, c in enumerate(CLASSES):
         state[f"ctx_{c}"] = prompts.shallow.context.detach().cpu()[None, None, row]
-    for number, rows in enumerate(prompts.deep):
-        state[f"compound_prompts_text.{number}"] = rows.detach().cpu()
     for row, c in enumerate(CLASSES):
         state[f"token_prefix_{c}"] = embedded[None, None, row, :1]
         state[f"token_suffix_{c}"] = embedded[None, None, row, 1 + n_ctx :]
+    for row, c in enumerate(CLASSES):
         state[f"tokenized_prompts_{c}"] = ids[None, None, row].int()
+    for number, rows in enumerate(prompts.deep):
+        state[f"compound_prompts_text.{number}"] = rows.detach().cpu()
     if projections:
         width = embedded.shape[-1]
         for number in range(len(prompts.deep)):
