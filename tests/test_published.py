@@ -268,6 +268,7 @@ def test_every_command_parses_and_matches_its_row(
             "image_size": options.get("image_size") or backbone.get("image_size") or 240,
             "shots": options.get("shots") or data["shots"],
             "fraction": data["fraction"],
+            "stitch": (data.get("auxiliary") or {}).get("init_args", {}).get("stitch") or None,
             "auxiliary": auxiliary and auxiliary["class_path"].rpartition(".")[2],
             "train_categories": data["train_categories"],
             "each": " each " in last,

@@ -33,7 +33,7 @@ from anomaly_clip.reporting.published import (
 __all__ = ["FILE", "load_published", "read_published"]
 
 FILE = "published.yaml"
-UNSET = ("shots", "fraction", "auxiliary")
+UNSET = ("shots", "fraction", "auxiliary", "stitch")
 """Keys that must be unset in a run, unless the entry has a condition for them."""
 CONDITIONS = {
     *UNSET,
