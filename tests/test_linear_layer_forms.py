@@ -178,7 +178,10 @@ def test_layers_cast_by_a_fit_in_half_precision_score_and_are_written_in_float32
 ) -> None:
     torch.manual_seed(0)
     layers = torch.nn.ModuleList([torch.nn.Linear(24, 12)])
-    tokens, text = torch.randn(2, 4, 24), torch.nn.functional.normalize(torch.randn(2, 12, 2), dim=1)
+    tokens, text = (
+        torch.randn(2, 4, 24),
+        torch.nn.functional.normalize(torch.randn(2, 12, 2), dim=1),
+    )
     expected = stage_maps(layers, [tokens], text, (8, 8))
     layers.bfloat16()  # as Lightning does with the precision bf16-true
     maps = stage_maps(layers, [tokens], text, (8, 8))

@@ -90,7 +90,8 @@ def stage_maps(
     direction = (text[..., 1] - text[..., 0]).unsqueeze(-1)
     maps = []
     for layer, tokens in zip(layers, stages, strict=True):
-        logits = FACTOR * (unit(layer(tokens.to(layer.weight.dtype))) @ direction).squeeze(-1)
+        dtype = next(layer.parameters()).dtype  # half precision with the precision bf16-true
+        logits = FACTOR * (unit(layer(tokens.to(dtype))) @ direction).squeeze(-1)
         maps.append(patches_to_map(logits, size, align_corners=True).sigmoid())
     return torch.stack(maps)
 
