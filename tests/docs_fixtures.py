@@ -117,10 +117,19 @@ def write_mvtec(root: Path, categories: Sequence[str], num_train: int) -> None:
 
 def meta_json(folder: Path) -> None:
     """``meta_json/``: a data set described by a ``meta.json``, as CLIP methods publish theirs."""
-    rng = np.random.default_rng(1)
-    root = folder / "meta_json"
+    write_meta_json(folder / "meta_json", ("candle", "cashew"), seed=1)
+
+
+def other_meta_json(folder: Path) -> None:
+    """``other_meta_json/``: another such data set, to train on."""
+    write_meta_json(folder / "other_meta_json", ("bottle", "carpet"), seed=2)
+
+
+def write_meta_json(root: Path, categories: Sequence[str], seed: int) -> None:
+    """Write categories with 8 training images, and 3 normal and 3 anomalous test images."""
+    rng = np.random.default_rng(seed)
     listing: dict[str, dict[str, list[dict[str, object]]]] = {"train": {}, "test": {}}
-    for category in ("candle", "cashew"):
+    for category in categories:
         for split, label, number in (
             *(("train", 0, n) for n in range(8)),
             *(("test", 0, n) for n in range(8, 11)),
@@ -191,6 +200,7 @@ FIXTURES: dict[str, Callable[[Path], None]] = {
     "visa": _in("visa", visa),
     "btad": _in("btad", btad),
     "meta_json": meta_json,
+    "other_meta_json": other_meta_json,
     "factory": factory,
     "examples": examples,
 }
