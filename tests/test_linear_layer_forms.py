@@ -14,8 +14,18 @@ from weight_forms import prefixed
 
 from anomaly_clip.backbones.clip import CLIPBackbone
 from anomaly_clip.cli import main
+<<<<<<< HEAD
 from anomaly_clip.methods import APRILGAN, SDPPlus
 from anomaly_clip.methods.linear_layers import APRIL_GAN_KEY, LAYERS_KEY, read_linear_layers
+=======
+from anomaly_clip.methods import SDPPlus
+from anomaly_clip.methods.linear_layers import (
+    LAYERS_KEY,
+    read_linear_layers,
+    stage_maps,
+    write_linear_layers,
+)
+>>>>>>> main
 
 State = dict[str, Tensor]
 
@@ -222,3 +232,24 @@ def test_the_command_line_says_so_in_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert "its tensors are quantised (fc.0.weight is torch.int8)" in line
     assert not (tmp_path / "runs").exists()
+
+
+def test_layers_cast_by_a_fit_in_half_precision_score_and_are_written_in_float32(
+    tmp_path: Path,
+) -> None:
+    torch.manual_seed(0)
+    layers = torch.nn.ModuleList([torch.nn.Linear(24, 12)])
+    tokens, text = (
+        torch.randn(2, 4, 24),
+        torch.nn.functional.normalize(torch.randn(2, 12, 2), dim=1),
+    )
+    expected = stage_maps(layers, [tokens], text, (8, 8))
+    layers.bfloat16()  # as Lightning does with the precision bf16-true
+    maps = stage_maps(layers, [tokens], text, (8, 8))
+    assert maps.dtype == torch.float32
+    torch.testing.assert_close(maps, expected, atol=0.1, rtol=0)
+    write_linear_layers(layers, tmp_path / "a.pth", LAYERS_KEY)
+    written = read_linear_layers(tmp_path / "a.pth")
+    assert torch.equal(written["fc.0.weight"], layers.state_dict()["0.weight"].float())
+    saved = torch.load(tmp_path / "a.pth", weights_only=True)[LAYERS_KEY]
+    assert {value.dtype for value in saved.values()} == {torch.float32}

@@ -90,7 +90,8 @@ def stage_maps(
     direction = (text[..., 1] - text[..., 0]).unsqueeze(-1)
     maps = []
     for layer, tokens in zip(layers, stages, strict=True):
-        logits = FACTOR * (unit(layer(tokens.float())) @ direction).squeeze(-1)
+        dtype = next(layer.parameters()).dtype  # half precision with the precision bf16-true
+        logits = FACTOR * (unit(layer(tokens.to(dtype))) @ direction).squeeze(-1)
         maps.append(patches_to_map(logits, size, align_corners=True).sigmoid())
     return torch.stack(maps)
 
@@ -116,7 +117,7 @@ def write_linear_layers(layers: nn.ModuleList, file: Path, key: str) -> None:
         file: The file.
         key: :data:`LAYERS_KEY` or :data:`APRIL_GAN_KEY`.
     """
-    state = {f"fc.{name}": value.detach().cpu() for name, value in layers.state_dict().items()}
+    state = {f"fc.{name}": value.float().cpu() for name, value in layers.state_dict().items()}
     content = io.BytesIO()
     torch.save({key: state}, content)
     write_bytes(file, content.getbuffer())
