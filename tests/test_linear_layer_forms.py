@@ -14,18 +14,14 @@ from weight_forms import prefixed
 
 from anomaly_clip.backbones.clip import CLIPBackbone
 from anomaly_clip.cli import main
-<<<<<<< HEAD
 from anomaly_clip.methods import APRILGAN, SDPPlus
-from anomaly_clip.methods.linear_layers import APRIL_GAN_KEY, LAYERS_KEY, read_linear_layers
-=======
-from anomaly_clip.methods import SDPPlus
 from anomaly_clip.methods.linear_layers import (
+    APRIL_GAN_KEY,
     LAYERS_KEY,
     read_linear_layers,
     stage_maps,
     write_linear_layers,
 )
->>>>>>> main
 
 State = dict[str, Tensor]
 
