@@ -31,7 +31,12 @@ from anomaly_clip.recording.writer import RunWriter
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "options"
 METHODS = FOLDER.parent / "methods"
 EXPERIMENTS = ("fit", "validate", "test", "predict")
-PAGES_OF_METHODS = {"CLIPADA": "clip_ada", "SDPPlus": "sdp_plus", "LinearProbe": "linear_probe"}
+PAGES_OF_METHODS = {
+    "APRILGAN": "april_gan",
+    "CLIPADA": "clip_ada",
+    "LinearProbe": "linear_probe",
+    "SDPPlus": "sdp_plus",
+}
 WORDS = {int: "integer", float: "number", str: "text", bool: "true or false"}
 MOST_ITEMS = 4
 """Longest list that is shown whole."""
