@@ -21,7 +21,7 @@ import anomaly_clip
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, unit
 from anomaly_clip.backbones.surgery import dense_path, encode_layers
 from anomaly_clip.cli import main
-from anomaly_clip.data import HeadCT, MVTecAD, VisA
+from anomaly_clip.data import Demo, HeadCT, MVTecAD, VisA
 from anomaly_clip.files import CACHE_VARIABLE
 from anomaly_clip.methods import SDP, AnomalyCLIP
 from anomaly_clip.methods.object_agnostic import pooled
@@ -134,7 +134,7 @@ def test_dense_blocks_have_limits(clip: CLIPBackbone, blocks: int) -> None:
         ("prompt", {"depth": 0}, "model.prompt.depth"),
         ("prompt", {"depth": 4}, "model.prompt.depth 4 is above 3, the number of blocks"),
         ("prompt", {"n_ctx": 3}, "model.prompt.deep_ctx 4 is above model.prompt.n_ctx 3"),
-        ("prompt", {"n_ctx": 73}, "reduce model.prompt.n_ctx"),
+        ("prompt", {"n_ctx": 73}, "model.prompt.n_ctx 73 is above 72"),
         ("prompt", {"init_std": -1.0}, "model.prompt.init_std"),
     ],
 )
@@ -302,6 +302,10 @@ def test_a_fit_needs_an_auxiliary_set_with_masks(
         ValueError, match=r"AnomalyCLIP is trained on masks, but data\.auxiliary Head"
     ):
         quiet_trainer(max_epochs=1).fit(tiny(clip), data)
+    normal = Demo(num_test=1, categories=["brown leather"], picture_size=64)
+    data = MVTecAD(str(mvtec_root), auxiliary=normal, num_workers=0)
+    with pytest.raises(ValueError, match=r"none of those of data\.auxiliary Demo is anomalous"):
+        quiet_trainer(max_epochs=1).fit(tiny(clip), data)
 
 
 @pytest.mark.slow
@@ -344,9 +348,15 @@ def test_a_fit_its_files_and_what_a_test_may_change(
             assert of_file["mean"] == of_checkpoint["mean"]
             assert of_file["run"]["protocol"]["borrowed"]["file"] == file
             assert of_checkpoint["run"]["protocol"]["auxiliary"] == "VisA"
+            written = of_checkpoint["run"]["protocol"].get("inference")
+            assert written == ("crane" if inference == "crane" else None)
         capsys.readouterr()
     assert (run / "prompts.pth").read_bytes() == (folder / "prompts.pth").read_bytes()
     capsys.readouterr()
+    # A checkpoint has the prompts: a file given with it is not used, as a message says.
+    metrics("test", "--ckpt_path", str(checkpoint), "--model.prompts_file", file)
+    message = f"model.prompts_file {file} is not used: --ckpt_path {checkpoint} has trained"
+    assert message in capsys.readouterr().err
     # A resumed fit may change what affects no weight.
     resumed = [*words, f"--ckpt_path={checkpoint}", "--trainer.max_epochs", "2"]
     assert main([*resumed, "--model.inference", "crane", "--model.feature_cache_gb", "0"]) == 0
@@ -360,6 +370,25 @@ def test_a_fit_its_files_and_what_a_test_may_change(
         assert f"model.{option.split('.')[0]}" in capsys.readouterr().err
     assert main(["test", *by_file[1:]]) == 2
     assert "AnomalyCLIP must be fitted first" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_fit_that_starts_with_prompts_of_other_sizes_can_be_tested(
+    tmp_path: Path, mvtec_root: Path, trained_on: VisA, clip_config: str
+) -> None:
+    words = command(mvtec_root, trained_on.root, clip_config, tmp_path / "runs")
+    assert main([*words, "--trainer.max_epochs", "1", "--model.prompt.n_ctx", "6"]) == 0
+    first = tmp_path / "runs" / "AnomalyCLIP" / "1-fit"
+    file = str(first / "prompts.pth")
+    assert main([*words, "--trainer.max_epochs", "1", "--model.prompts_file", file]) == 0
+    second = first.parent / "2-fit"
+    assert main(["test", "--ckpt_path", str(second), f"--output.root={tmp_path / 't'}"]) == 0
+    resumed = [*words, "--ckpt_path", str(second), "--trainer.max_epochs", "2"]
+    assert main(resumed) == 0
+    [checkpoint] = (second / "checkpoints").glob("*.ckpt")
+    loaded = AnomalyCLIP.load_from_checkpoint(checkpoint, map_location="cpu")
+    assert loaded.prompts.shallow.context.shape[1] == 6
+    assert loaded.text().shape[1] == 2
 
 
 @pytest.mark.slow

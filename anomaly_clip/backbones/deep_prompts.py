@@ -23,6 +23,7 @@ __all__ = ["WORDS", "DeepPrompts", "DeepPromptsSettings"]
 
 WORDS = ["object.", "damaged object."]
 """Fixed words of the normal and of the abnormal prompt, after the vectors."""
+MOST_FIXED = 5  # tokens of the longer prompt besides its vectors: <start> damaged object . <end>
 PUBLISHED_DEPTH, PUBLISHED_BLOCKS = 9, 12  # of the text tower of ViT-L-14-336
 
 
@@ -85,6 +86,12 @@ class DeepPrompts(nn.Module):
             raise ValueError(
                 f"model.prompt.depth {depth} is above {blocks}, the number of blocks in the text "
                 f"tower of {backbone.settings.name}: choose at most {blocks}"
+            )
+        room = backbone.model.context_length - MOST_FIXED
+        if settings.n_ctx > room:
+            raise ValueError(
+                f"model.prompt.n_ctx {settings.n_ctx} is above {room}, the number of vectors that "
+                f"the text tower of {backbone.settings.name} has room for: choose at most {room}"
             )
         self.settings = settings
         self.shallow = LearnablePrompt(

@@ -118,7 +118,7 @@ class AuxiliaryTraining(CLIPMethod, ABC):
         """Check that there is a labelled data set to train on; see the base class.
 
         Raises:
-            ValueError: If ``fit`` has no auxiliary data set, or one without masks.
+            ValueError: If ``fit`` has no auxiliary data set, or one without masks or anomalies.
         """
         super().setup(stage)
         name = type(self).__name__
@@ -133,6 +133,15 @@ class AuxiliaryTraining(CLIPMethod, ABC):
                 f"{name} is trained on masks, but data.auxiliary "
                 f"{self.auxiliary_data.dataset_name} has none: choose a data set with masks, such "
                 f"as VisA or MVTecAD"
+            )
+        if stage != "fit":
+            return
+        assert self.data is not None
+        if not any(sample.label for sample in self.data.fit_samples()):
+            raise ValueError(
+                f"{name} is trained on normal and anomalous images, but none of those of "
+                f"data.auxiliary {self.auxiliary_data.dataset_name} is anomalous: choose a data "
+                f"set or categories with defects"
             )
 
     @property
