@@ -12,10 +12,17 @@ from helpers import sdp_plus_command
 from torch import Tensor
 from weight_forms import prefixed
 
-from anomaly_clip.backbones.clip import CLIPBackbone
+from anomaly_clip.backbones.clip import CLIPBackbone, unit
 from anomaly_clip.cli import main
 from anomaly_clip.methods import SDPPlus
-from anomaly_clip.methods.linear_layers import read_linear_layers
+from anomaly_clip.methods.linear_layers import (
+    APRIL_GAN_KEY,
+    LAYERS_KEY,
+    initial_layers,
+    read_linear_layers,
+    stage_maps,
+    write_linear_layers,
+)
 
 State = dict[str, Tensor]
 
@@ -108,6 +115,30 @@ def test_what_is_not_used_is_named(
     torch.save(prefixed(state, "trainable_linearlayer."), tmp_path / "a.pth")
     read_linear_layers(tmp_path / "a.pth")
     assert "of APRIL-GAN" in capsys.readouterr().err
+    other = {name: value + 1 for name, value in state.items()}
+    torch.save({LAYERS_KEY: state, APRIL_GAN_KEY: other}, tmp_path / "a.pth")
+    for key, expected in ((LAYERS_KEY, state), (APRIL_GAN_KEY, other)):
+        layers = read_linear_layers(tmp_path / "a.pth", key)
+        assert torch.equal(layers["fc.3.bias"], expected["fc.3.bias"])
+        line = capsys.readouterr().err
+        assert f"{key} is used" in line
+        assert "whose layers are trained on" not in line
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_layers_of_other_types_score_and_are_written_in_float32(
+    tiny_clip: CLIPBackbone, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    layers = initial_layers(tiny_clip, 2)
+    tokens = [torch.randn(1, 16, 24) for _ in layers]
+    text = unit(torch.randn(1, 2, 12)).mT
+    expected = stage_maps(layers, tokens, text, (8, 8))
+    layers.to(dtype)
+    maps = stage_maps(layers, tokens, text, (8, 8))
+    torch.testing.assert_close(maps, expected, atol=0.2, rtol=0)
+    write_linear_layers(layers, tmp_path / "a.pth", APRIL_GAN_KEY)
+    [written] = torch.load(tmp_path / "a.pth", weights_only=True).values()
+    assert {value.dtype for value in written.values()} == {torch.float32}
 
 
 INT8 = r"its tensors are quantised \(fc.0.weight is torch.int8\); give weights in float32, float16"

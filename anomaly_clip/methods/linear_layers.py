@@ -90,7 +90,8 @@ def stage_maps(
     direction = (text[..., 1] - text[..., 0]).unsqueeze(-1)
     maps = []
     for layer, tokens in zip(layers, stages, strict=True):
-        logits = FACTOR * (unit(layer(tokens.float())) @ direction).squeeze(-1)
+        dtype = next(layer.parameters()).dtype  # tokens of the cache are in half precision
+        logits = FACTOR * (unit(layer(tokens.to(dtype))) @ direction).squeeze(-1)
         maps.append(patches_to_map(logits, size, align_corners=True).sigmoid())
     return torch.stack(maps)
 
@@ -116,7 +117,9 @@ def write_linear_layers(layers: nn.ModuleList, file: Path, key: str) -> None:
         file: The file.
         key: :data:`LAYERS_KEY` or :data:`APRIL_GAN_KEY`.
     """
-    state = {f"fc.{name}": value.detach().cpu() for name, value in layers.state_dict().items()}
+    state = {
+        f"fc.{name}": value.detach().float().cpu() for name, value in layers.state_dict().items()
+    }
     content = io.BytesIO()
     torch.save({key: state}, content)
     write_bytes(file, content.getbuffer())
@@ -186,7 +189,7 @@ def read_linear_layers(file: Path, key: str = LAYERS_KEY) -> dict[str, Tensor]:
             f"or {LAYERS_SOURCE}"
         ) from None
     try:
-        state = state_dict_of(content, (LAYERS_KEY, APRIL_GAN_KEY))
+        state = state_dict_of(content, (key, LAYERS_KEY, APRIL_GAN_KEY))
         prefix = _layers_prefix(state.tensors)
         layers = {
             key.removeprefix(prefix): value
@@ -196,7 +199,7 @@ def read_linear_layers(file: Path, key: str = LAYERS_KEY) -> dict[str, Tensor]:
         _check_layers(layers)
     except WeightFileError as error:
         raise ValueError(
-            f"{OPTION} {file}: expected a dictionary {LAYERS_KEY} with the tensors fc.0.weight, "
+            f"{OPTION} {file}: expected a dictionary {key} with the tensors fc.0.weight, "
             f"fc.0.bias and so on, but {error.form}; {error.way_out}"
         ) from None
     if state.others:
@@ -204,8 +207,8 @@ def read_linear_layers(file: Path, key: str = LAYERS_KEY) -> dict[str, Tensor]:
     if unused := [key for key in state.tensors if not key.startswith(prefix)]:
         say(f"{OPTION} {file}: tensors outside the layers are not used: {listed(unused)}")
     written = {LAYERS_KEY, APRIL_GAN_KEY} & set(f"{state.container}.{prefix}".split("."))
-    if written - {key}:
-        say(OTHER_LAYERS[key].format(file=file, key=written.pop()))
+    if others := written - {key}:
+        say(OTHER_LAYERS[key].format(file=file, key=others.pop()))
     return {name: value.float() for name, value in layers.items()}
 
 

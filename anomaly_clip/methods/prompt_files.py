@@ -248,14 +248,14 @@ def write_prompts(
     embedded = _embedded(backbone, ids).cpu()
     state: dict[str, Tensor] = {}
     for row, c in enumerate(CLASSES):
-        state[f"ctx_{c}"] = prompts.shallow.context.detach().cpu()[None, None, row]
+        state[f"ctx_{c}"] = prompts.shallow.context.detach().float().cpu()[None, None, row]
     for row, c in enumerate(CLASSES):
         state[f"token_prefix_{c}"] = embedded[None, None, row, :1]
         state[f"token_suffix_{c}"] = embedded[None, None, row, 1 + n_ctx :]
     for row, c in enumerate(CLASSES):
         state[f"tokenized_prompts_{c}"] = ids[None, None, row].int()
     for number, rows in enumerate(prompts.deep):
-        state[f"compound_prompts_text.{number}"] = rows.detach().cpu()
+        state[f"compound_prompts_text.{number}"] = rows.detach().float().cpu()
     if projections:
         width = embedded.shape[-1]
         for number in range(len(prompts.deep)):
