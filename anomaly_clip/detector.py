@@ -75,7 +75,8 @@ def load(
         device: ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; default: a GPU if there is one.
         backbone: Settings of the backbone that replace the stored ones, such as the path of weights
             that have moved; other weights than those of the fit are refused.
-        references: Folder with normal images, for methods that compare images with them.
+        references: Folder with normal images, for methods that compare images with them. With a
+            configuration, ``data.shots`` of them are drawn; with a fit, all of them are used.
         options: Options of the command line for a configuration, such as ``model={"sigma": 4}``, or
             with dots, ``**{"model.sigma": 4}``.
 

@@ -462,9 +462,10 @@ def _attach(
     method.trainer = trainer
     category = loaded.category or CATEGORY
     needs = method.loader_needs
-    uses_references = bool(needs.support_images) or (
-        loaded.references is not None and loaded.references.has_shots
-    )
+    has_shots = loaded.references is not None and loaded.references.has_shots
+    # With a fit, all images of the folder are references.
+    takes_all = folder is not None and loaded.references is None and needs.shots == "references"
+    uses_references = takes_all or has_shots or bool(needs.support_images)
     if folder is not None and not uses_references:
         raise UserError(
             f"references {os.fsdecode(folder)}: {type(method).__name__} of {loaded.source} uses no "
@@ -476,13 +477,9 @@ def _attach(
             f'category="laser-cut plank"'
         )
     if folder is not None and loaded.references is None:
-        loaded.references = ImageFolder(
-            os.fsdecode(folder),
-            category,
-            resize=settings.resize,
-            max_pixels=settings.max_pixels,
-            num_workers=0,
-        )
+        shared: dict[str, Any] = {"num_workers": 0, "fraction": 1.0 if takes_all else None}
+        shared |= {"resize": settings.resize, "max_pixels": settings.max_pixels}
+        loaded.references = ImageFolder(os.fsdecode(folder), category, **shared)
     references = loaded.references
     if references is not None and uses_references:
         if isinstance(references, ImageFolder):

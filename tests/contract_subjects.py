@@ -88,11 +88,17 @@ def cases() -> dict[str, Case]:
             {**clip, **SETTINGS, "rvs": {"method": "mean"}, "lr": 0.01},
             _auxiliary(),
         ),
-        "APRIL-GAN": Case(methods.APRILGAN, {**clip, **SETTINGS, "lr": 0.01}, _auxiliary()),
+        "APRIL-GAN": Case(
+            methods.APRILGAN,
+            {**clip, **SETTINGS, "lr": 0.01},
+            _auxiliary(),
+            half_precision_bound=0.1,
+        ),
         "APRIL-GAN 2-shot": Case(
             methods.APRILGAN,
             {**clip, **SETTINGS, "lr": 0.01},
             {**_auxiliary(), "shots": 2},
+            half_precision_bound=0.1,
             is_variant=True,
         ),
         "AnomalyCLIP": Case(

@@ -278,7 +278,7 @@ def main() -> None:
         f"function: median {statistics.median(functions):.0f}, "
         f"p90 {functions[int(0.9 * len(functions))]}, max {functions[-1]}"
     )
-    for method in ("sdp", "padim", "clip_ada", "sdp_plus"):
+    for method in ("sdp", "padim", "clip_ada", "sdp_plus", "object_agnostic", "april_gan"):
         print(f"closure of {method}: {len(package.closure(f'methods.{method}'))}")
     print(f"forbidden imports: {package.forbidden_imports() or 'none'}")
     share = sum(tested.values()) / len(tested)

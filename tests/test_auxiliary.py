@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,8 +15,11 @@ from anomaly_clip.data import (
     MVTecAD,
     VisA,
 )
-from anomaly_clip.data.auxiliary import check_auxiliary, take_image_size
+from anomaly_clip.data.auxiliary import check_auxiliary, check_shots, take_image_size
 from anomaly_clip.data.transforms import Resize
+from anomaly_clip.methods import APRILGAN, SDP, AnomalyCLIP, MuSc, PaDiM, SDPPlus, WinCLIP
+from anomaly_clip.methods.evaluated import EvaluatedModule
+from anomaly_clip.records import LoaderNeeds
 from anomaly_clip.synthesis import SynthesisSettings
 
 
@@ -60,6 +64,43 @@ def test_an_auxiliary_set_must_be_labelled(mvtec_root: Path, tmp_path: Path) -> 
     nested = MVTecAD(str(mvtec_root), auxiliary=MVTecAD(str(mvtec_root)))
     with pytest.raises(ValueError, match=r"leave out data\.auxiliary\.auxiliary"):
         tiny(mvtec_root, auxiliary=nested)
+
+
+@pytest.mark.parametrize(
+    ("use", "options", "message"),
+    [
+        ("none", {"shots": 2}, r"data\.shots 2 has no effect: .* choose a method that does, such"),
+        ("none", {"fraction": 0.5}, r"data\.fraction 0\.5 has no effect"),
+        (
+            "fit",
+            {"shots": 2, "auxiliary": True},
+            r"2 has no effect: data\.auxiliary .* is the only",
+        ),
+        ("fit", {"shots": 2}, None),
+        ("references", {"shots": 2, "auxiliary": True}, None),
+        ("none", {"auxiliary": True}, None),
+    ],
+)
+def test_shots_must_have_an_effect(
+    mvtec_root: Path, use: Any, options: dict[str, Any], message: str | None
+) -> None:
+    if "auxiliary" in options:
+        options = {**options, "auxiliary": MVTecAD(str(mvtec_root))}
+    data = tiny(mvtec_root, **options)
+    module = SimpleNamespace(loader_needs=LoaderNeeds(shots=use))
+    data.trainer = SimpleNamespace(lightning_module=module)  # type: ignore[assignment]
+    with nullcontext() if message is None else pytest.raises(ValueError, match=message):
+        check_shots(data)
+
+
+def test_how_methods_use_shots() -> None:
+    kinds: dict[str, list[type[EvaluatedModule]]] = {
+        "fit": [PaDiM],
+        "references": [APRILGAN, WinCLIP],
+        "none": [AnomalyCLIP, MuSc, SDP, SDPPlus],
+    }
+    for use, methods in kinds.items():
+        assert {method.use_of_shots for method in methods} == {use}
 
 
 def stub(**options: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Forms of files with linear layers that SDP+ takes or refuses."""
+"""Forms of files with linear layers that SDP+ and APRIL-GAN take or refuse."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import sdp_plus_command
+from helpers import Golden, sdp_plus_command
 from torch import Tensor
 from weight_forms import prefixed
 
-from anomaly_clip.backbones.clip import CLIPBackbone, unit
+from anomaly_clip.backbones.clip import CLIPBackbone
 from anomaly_clip.cli import main
-from anomaly_clip.methods import SDPPlus
+from anomaly_clip.methods import APRILGAN, SDPPlus
 from anomaly_clip.methods.linear_layers import (
     APRIL_GAN_KEY,
     LAYERS_KEY,
-    initial_layers,
     read_linear_layers,
     stage_maps,
     write_linear_layers,
@@ -71,18 +70,72 @@ FORMS: dict[str, Callable[[State], Any]] = {
 }
 
 
+METHODS: dict[str, type[SDPPlus | APRILGAN]] = {LAYERS_KEY: SDPPlus, APRIL_GAN_KEY: APRILGAN}
+"""Methods by the keys of their files."""
+
+
+@pytest.mark.parametrize("key", METHODS)
 @pytest.mark.parametrize("form", FORMS)
 def test_forms_that_are_taken(
-    state: State, tmp_path: Path, form: str, capsys: pytest.CaptureFixture[str]
+    state: State, tmp_path: Path, form: str, key: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.save(FORMS[form](state), tmp_path / "layers")
-    layers = read_linear_layers(tmp_path / "layers")
+    layers = read_linear_layers(tmp_path / "layers", key)
     assert list(layers) == list(state)
     tolerance = {"half precision": 2e-3, "bfloat16": 2e-2}.get(form, 0)
-    for key, value in state.items():
-        torch.testing.assert_close(layers[key], value, atol=tolerance, rtol=0)
+    for name, value in state.items():
+        torch.testing.assert_close(layers[name], value, atol=tolerance, rtol=0)
+    other = form == "APRIL-GAN's key"
+    if key == APRIL_GAN_KEY:
+        other = form.startswith("the authors' key") or form == "DataParallel"
     lines = capsys.readouterr().err.splitlines()
-    assert [("of APRIL-GAN" in line) for line in lines] == [True] * (form == "APRIL-GAN's key")
+    names = {LAYERS_KEY: "of APRIL-GAN", APRIL_GAN_KEY: "of CLIP-AD"}
+    assert [names[key] in line for line in lines] == [True] * other
+
+
+@pytest.mark.parametrize(("key", "kind"), METHODS.items())
+def test_methods_take_files_of_both_keys(
+    tiny_clip: CLIPBackbone,
+    state: State,
+    tmp_path: Path,
+    key: str,
+    kind: type[SDPPlus | APRILGAN],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for written in METHODS:
+        torch.save({written: state}, tmp_path / "layers.pth")
+        method = kind(tiny_clip, linear_layers=str(tmp_path / "layers.pth"))
+        assert torch.equal(method.fc.state_dict()["3.bias"], state["fc.3.bias"])
+        assert not method.must_be_fitted
+        assert ("has the key" in capsys.readouterr().err) == (written != key)
+        exported = torch.load(method.export(tmp_path), weights_only=True)
+        assert list(exported) == [key]
+        assert exported[key].keys() == state.keys()
+    options: dict[str, Any] = {"stages" if kind is SDPPlus else "layers": [1, 4]}
+    with pytest.raises(ValueError, match=r"4 layers from 24 to 12 channels, but .* needs 2 layers"):
+        kind(tiny_clip, linear_layers=str(tmp_path / "layers.pth"), **options)
+
+
+@pytest.mark.golden
+def test_the_golden_file_is_written_again(golden: Callable[[str], Golden], tmp_path: Path) -> None:
+    arrays = golden("april_gan")
+    config, weights = (
+        str(arrays.folder / name) for name in ("model_config.json", "state_dict.safetensors")
+    )
+    tower = CLIPBackbone(config, weights, arrays.meta["image_size"])
+    file, layers = arrays.folder / "linear.pth", arrays.meta["layers"]
+    method = APRILGAN(tower, layers=layers, linear_layers=str(file))
+    before, after = (
+        torch.load(path, weights_only=True) for path in (file, method.export(tmp_path))
+    )
+    assert before.keys() == after.keys() == {APRIL_GAN_KEY}
+    for name, value in before[APRIL_GAN_KEY].items():
+        written = after[APRIL_GAN_KEY][name]
+        assert written.dtype == value.dtype
+        assert torch.equal(written, value)
+    assert list(before[APRIL_GAN_KEY]) == list(after[APRIL_GAN_KEY])
+    assert method.external_weights is not None
+    assert method.external_weights["file"] == str(file)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
@@ -125,22 +178,6 @@ def test_what_is_not_used_is_named(
         assert "whose layers are trained on" not in line
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_layers_of_other_types_score_and_are_written_in_float32(
-    tiny_clip: CLIPBackbone, dtype: torch.dtype, tmp_path: Path
-) -> None:
-    layers = initial_layers(tiny_clip, 2)
-    tokens = [torch.randn(1, 16, 24) for _ in layers]
-    text = unit(torch.randn(1, 2, 12)).mT
-    expected = stage_maps(layers, tokens, text, (8, 8))
-    layers.to(dtype)
-    maps = stage_maps(layers, tokens, text, (8, 8))
-    torch.testing.assert_close(maps, expected, atol=0.2, rtol=0)
-    write_linear_layers(layers, tmp_path / "a.pth", APRIL_GAN_KEY)
-    [written] = torch.load(tmp_path / "a.pth", weights_only=True).values()
-    assert {value.dtype for value in written.values()} == {torch.float32}
-
-
 INT8 = r"its tensors are quantised \(fc.0.weight is torch.int8\); give weights in float32, float16"
 REFUSED: dict[str, tuple[Callable[[State], Any], str]] = {
     "integers": (lambda s: {k: v.to(torch.int8) for k, v in s.items()}, INT8),
@@ -162,7 +199,7 @@ REFUSED: dict[str, tuple[Callable[[State], Any], str]] = {
     ),
     "two sets": (
         lambda s: {**prefixed(s, "student."), **prefixed(s, "teacher.")},
-        r"2 sets of layers, 'student.' and 'teacher.'; save one of them under linear_layers",
+        r"2 sets of layers, 'student.' and 'teacher.'; save one of them under ",
     ),
     "two state dicts": (lambda s: {"a": s, "b": s}, "several state dicts: a, b; save the one"),
     "other tensors": (lambda s: {**s, "head.weight": s["fc.0.bias"]}, "also contains head.weight"),
@@ -175,13 +212,15 @@ REFUSED: dict[str, tuple[Callable[[State], Any], str]] = {
 }
 
 
+@pytest.mark.parametrize("key", METHODS)
 @pytest.mark.parametrize("form", REFUSED)
-def test_forms_that_are_refused(state: State, tmp_path: Path, form: str) -> None:
+def test_forms_that_are_refused(state: State, tmp_path: Path, form: str, key: str) -> None:
     content, message = REFUSED[form]
     torch.save(content(state), tmp_path / "a.pth")
     with pytest.raises(ValueError, match=message) as error:
-        read_linear_layers(tmp_path / "a.pth")
-    assert str(error.value).startswith(f"model.linear_layers {tmp_path / 'a.pth'}: expected a dict")
+        read_linear_layers(tmp_path / "a.pth", key)
+    beginning = f"model.linear_layers {tmp_path / 'a.pth'}: expected a dictionary {key} with"
+    assert str(error.value).startswith(beginning)
 
 
 def test_the_command_line_says_so_in_one_line(
@@ -197,3 +236,24 @@ def test_the_command_line_says_so_in_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert "its tensors are quantised (fc.0.weight is torch.int8)" in line
     assert not (tmp_path / "runs").exists()
+
+
+def test_layers_cast_by_a_fit_in_half_precision_score_and_are_written_in_float32(
+    tmp_path: Path,
+) -> None:
+    torch.manual_seed(0)
+    layers = torch.nn.ModuleList([torch.nn.Linear(24, 12)])
+    tokens, text = (
+        torch.randn(2, 4, 24),
+        torch.nn.functional.normalize(torch.randn(2, 12, 2), dim=1),
+    )
+    expected = stage_maps(layers, [tokens], text, (8, 8))
+    layers.bfloat16()  # as Lightning does with the precision bf16-true
+    maps = stage_maps(layers, [tokens], text, (8, 8))
+    assert maps.dtype == torch.float32
+    torch.testing.assert_close(maps, expected, atol=0.1, rtol=0)
+    write_linear_layers(layers, tmp_path / "a.pth", LAYERS_KEY)
+    written = read_linear_layers(tmp_path / "a.pth")
+    assert torch.equal(written["fc.0.weight"], layers.state_dict()["0.weight"].float())
+    saved = torch.load(tmp_path / "a.pth", weights_only=True)[LAYERS_KEY]
+    assert {value.dtype for value in saved.values()} == {torch.float32}

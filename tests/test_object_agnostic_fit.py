@@ -444,7 +444,9 @@ def test_projections_are_for_prompts_only(
 
 
 @pytest.mark.slow
-def test_a_fit_from_python_gives_a_detector(tmp_path: Path) -> None:
+def test_a_fit_from_python_gives_a_detector(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     good = write_photographs(tmp_path / "parts" / "good", 12, seed=0)
     small: dict[str, Any] = {
         "data.auxiliary.num_test": 2,
@@ -473,5 +475,10 @@ def test_a_fit_from_python_gives_a_detector(tmp_path: Path) -> None:
         "anomalyclip_demo", model={"prompts_file": file, "inference": "crane"}
     )
     assert crane.predict(image).score != pytest.approx(prediction.score, abs=1e-6)
+    words = ["predict", f"--ckpt_path={tmp_path / 'run'}", "--data=ImageFolder"]
+    words += [f"--data.root={good}", f"--output.folder={tmp_path / 'p'}", "--model.inference=crane"]
+    capsys.readouterr()
+    assert main(words) == 2  # the calibration is that of other scores
+    assert "model.inference is crane, but" in capsys.readouterr().err
     with pytest.raises(ValueError, match="AnomalyCLIP must be fitted first"):
         anomaly_clip.load("anomalyclip_demo")

@@ -147,6 +147,18 @@ def test_prompts_without_deep_ones_are_taken(clip: CLIPBackbone, tmp_path: Path)
     assert torch.equal(again.text(), method.text())
 
 
+def test_prompts_cast_by_a_fit_in_half_precision_are_written_in_float32(
+    clip: CLIPBackbone, tmp_path: Path
+) -> None:
+    method = AnomalyCLIP(clip)
+    method.prompts.bfloat16()  # as Lightning does with the precision bf16-true
+    write_prompts(method.prompts, clip, tmp_path / "a.pth")
+    state = torch.load(tmp_path / "a.pth", weights_only=True)[PROMPTS_KEY]
+    assert {v.dtype for v in state.values()} == {torch.float32, torch.int32}
+    again = read_prompts(str(tmp_path / "a.pth"), clip)
+    assert torch.equal(again.context, method.prompts.shallow.context.float())
+
+
 def without(state: State, key: str) -> State:
     return {name: value for name, value in state.items() if name != key}
 

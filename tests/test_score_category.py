@@ -114,7 +114,13 @@ def test_onnx_runtime_scores_as_the_method_does(make: Build, name: str, tmp_path
 
 
 def test_scores_of_a_category_are_those_of_score(make: Build) -> None:
-    for name in ("WinCLIP references", "RegAD", "CLIP-ADA none", "AnomalyCLIP Crane"):
+    for name in (
+        "WinCLIP references",
+        "APRIL-GAN references",
+        "RegAD",
+        "CLIP-ADA none",
+        "AnomalyCLIP Crane",
+    ):
         method = make(name)
         images = images_of(method, 3)
         with torch.no_grad():

@@ -75,6 +75,36 @@ def test_abstract_classes_and_helpers_are_no_choices() -> None:
     assert set(DATA_SETS) == set(data.__all__) - others
 
 
+@pytest.mark.parametrize(
+    ("bases", "is_choice"),
+    [  # as in Python, the first class that has the name decides
+        ("Trained, Scoring", False),
+        ("Scoring, Trained", True),
+        ("Trained", False),
+        ("Scoring", True),
+        ("Method, Scoring", True),
+    ],
+)
+def test_a_name_that_one_of_several_bases_defines(
+    tmp_path: Path, bases: str, is_choice: bool
+) -> None:
+    (tmp_path / "my_module.py").write_text(f"""from abc import abstractmethod
+from anomaly_clip.methods.base import AnomalyMethod
+class Trained(AnomalyMethod):
+    @abstractmethod
+    def losses(self): ...
+class Scoring(AnomalyMethod):
+    image_size = 32
+    def score(self, images, categories): ...
+    def losses(self): ...
+class Method(AnomalyMethod): ...
+class Mine({bases}): ...
+""")
+    source = find_class("my_module.Mine", folder=str(tmp_path))
+    assert source is not None
+    assert source.is_experiment is is_choice
+
+
 def test_a_class_of_the_working_folder(tmp_path: Path) -> None:
     (tmp_path / "my_module.py").write_text(
         '''from anomaly_clip.methods.cnn_method import FittedMethod

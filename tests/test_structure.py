@@ -13,7 +13,14 @@ from structure import ROOT, PackageStructure
 LONGEST = 500
 MEDIAN = 180
 TESTED = 0.75
-CLOSURES = {"sdp": 33, "padim": 27, "clip_ada": 36, "sdp_plus": 37}
+CLOSURES = {
+    "sdp": 33,
+    "padim": 27,
+    "clip_ada": 36,
+    "sdp_plus": 37,
+    "object_agnostic": 37,
+    "april_gan": 37,
+}
 """Maximum number of the package's modules that the import of a method loads."""
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from anomaly_clip.backbones.clip import CLIPBackbone
 from anomaly_clip.backbones.cnn import CNNBackbone
 from anomaly_clip.methods import (
+    APRILGAN,
     CLIPADA,
     RD4AD,
     SDP,
@@ -25,6 +26,7 @@ from anomaly_clip.methods import (
 )
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.methods.gaussians import inverse_factor
+from anomaly_clip.methods.prompted_method import ReferenceMethod
 
 NAME = "oak board"
 MEAN = {"method": "mean"}
@@ -56,6 +58,9 @@ VARIANTS = {
     "WinCLIP scale 1": Variant(WinCLIP, {"scales": [1], "temperature": 0.5}),
     "WinCLIP references": Variant(WinCLIP, {}, 2),
     "WinCLIP before the norm": Variant(WinCLIP, {"patch_norm": False, "scales": [6, 1]}, 1),
+    "APRIL-GAN": Variant(APRILGAN),
+    "APRIL-GAN layers": Variant(APRILGAN, {"layers": [1, 3]}),
+    "APRIL-GAN references": Variant(APRILGAN, {"memory_layers": [2, 4]}, 2),
     "AnomalyCLIP": Variant(AnomalyCLIP),
     "AnomalyCLIP layers": Variant(AnomalyCLIP, {"layers": [1, 3, 4], "dense_blocks": 2}),
     "AnomalyCLIP Crane": Variant(AnomalyCLIP, {"inference": "crane", "layers": [2, 4]}),
@@ -98,7 +103,7 @@ def build(variant: Variant, clip: Callable[[], CLIPBackbone], cnn: Callable[...,
     """
     kind, arguments, number = variant
     torch.manual_seed(3)
-    if issubclass(kind, (SDP, WinCLIP, CLIPADA, AnomalyCLIP)):
+    if issubclass(kind, (SDP, ReferenceMethod, CLIPADA, AnomalyCLIP)):
         options: dict[str, Any] = {"backbone": clip()}
         if issubclass(kind, CLIPADA):
             options |= {"feature_layer": 3, "map": {"eval_size": 48}}
@@ -134,7 +139,7 @@ def build(variant: Variant, clip: Callable[[], CLIPBackbone], cnn: Callable[...,
         method.discriminator.eval()
     if isinstance(method, RegAD):
         method.remember(images_of(method, number), NAME)
-    elif isinstance(method, WinCLIP) and number:
+    elif isinstance(method, ReferenceMethod) and number:
         method._memory[NAME] = method.remember(images_of(method, number))
     return method
 

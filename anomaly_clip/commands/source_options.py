@@ -76,23 +76,34 @@ class ClassSource:
     @property
     def is_experiment(self) -> bool:
         """True if the class is a method or a data set that can be named on the command line."""
-        return not self._abstract() and not EXPERIMENTS.isdisjoint(self._ancestors())
+        return not self._is_abstract() and not EXPERIMENTS.isdisjoint(self._ancestors())
 
     def _ancestors(self, depth: int = 0) -> set[str]:
         bases = self._bases() if depth < DEEPEST else []
         names = {ast.unparse(base) for base in self.node.bases}
         return names.union(*(base._ancestors(depth + 1) for base in bases))
 
-    def _abstract(self, depth: int = 0) -> set[str]:
-        """Return the names that a subclass has to define."""
+    def _is_abstract(self) -> bool:
+        """Return whether a subclass has to define some names."""
+        abstract: dict[str, bool] = {}
+        for source in self._resolution_order():
+            for name, value in source._names().items():
+                abstract.setdefault(name, value)
+        return any(abstract.values())
+
+    def _resolution_order(self, depth: int = 0) -> list[ClassSource]:
+        """Return the class and its ancestors as Python searches them; common ones come last."""
         bases = self._bases() if depth < DEEPEST else []
+        order = [self, *(source for base in bases for source in base._resolution_order(depth + 1))]
+        return list(dict.fromkeys(reversed(order)))[::-1]
+
+    def _names(self) -> dict[str, bool]:
+        """Return the names that the body of the class defines: True for abstract ones."""
         functions = [node for node in self.node.body if isinstance(node, ast.FunctionDef)]
-        abstract = {f.name for f in functions if any(map(_is_abstract, f.decorator_list))}
         fields = (node.target for node in self.node.body if isinstance(node, ast.AnnAssign))
-        defined = {f.name for f in functions} | {ast.unparse(target) for target in fields}
-        defined |= {name for node in self.node.body for name in _attributes(node)}
-        inherited: set[str] = set().union(*(base._abstract(depth + 1) for base in bases))
-        return abstract | (inherited - defined)
+        names = {ast.unparse(target): False for target in fields}
+        names |= {name: False for node in self.node.body for name in _attributes(node)}
+        return names | {f.name: any(map(_is_abstract, f.decorator_list)) for f in functions}
 
     @property
     def summary(self) -> str:

@@ -90,7 +90,7 @@ def stage_maps(
     direction = (text[..., 1] - text[..., 0]).unsqueeze(-1)
     maps = []
     for layer, tokens in zip(layers, stages, strict=True):
-        dtype = next(layer.parameters()).dtype  # tokens of the cache are in half precision
+        dtype = next(layer.parameters()).dtype  # half precision with the precision bf16-true
         logits = FACTOR * (unit(layer(tokens.to(dtype))) @ direction).squeeze(-1)
         maps.append(patches_to_map(logits, size, align_corners=True).sigmoid())
     return torch.stack(maps)
@@ -117,9 +117,7 @@ def write_linear_layers(layers: nn.ModuleList, file: Path, key: str) -> None:
         file: The file.
         key: :data:`LAYERS_KEY` or :data:`APRIL_GAN_KEY`.
     """
-    state = {
-        f"fc.{name}": value.detach().float().cpu() for name, value in layers.state_dict().items()
-    }
+    state = {f"fc.{name}": value.float().cpu() for name, value in layers.state_dict().items()}
     content = io.BytesIO()
     torch.save({key: state}, content)
     write_bytes(file, content.getbuffer())
@@ -190,7 +188,7 @@ def read_linear_layers(file: Path, key: str = LAYERS_KEY) -> dict[str, Tensor]:
         ) from None
     try:
         state = state_dict_of(content, (key, LAYERS_KEY, APRIL_GAN_KEY))
-        prefix = _layers_prefix(state.tensors)
+        prefix = _layers_prefix(state.tensors, key)
         layers = {
             key.removeprefix(prefix): value
             for key, value in state.tensors.items()
@@ -206,26 +204,30 @@ def read_linear_layers(file: Path, key: str = LAYERS_KEY) -> dict[str, Tensor]:
         say(f"{OPTION} {file}: {state.container} is used, {', '.join(state.others)} not")
     if unused := [key for key in state.tensors if not key.startswith(prefix)]:
         say(f"{OPTION} {file}: tensors outside the layers are not used: {listed(unused)}")
-    written = {LAYERS_KEY, APRIL_GAN_KEY} & set(f"{state.container}.{prefix}".split("."))
-    if others := written - {key}:
-        say(OTHER_LAYERS[key].format(file=file, key=others.pop()))
+    [other] = {LAYERS_KEY, APRIL_GAN_KEY} - {key}
+    if other in f"{state.container}.{prefix}".split("."):
+        say(OTHER_LAYERS[key].format(file=file, key=other))
     return {name: value.float() for name, value in layers.items()}
 
 
-def _layers_prefix(tensors: Mapping[str, Tensor]) -> str:
+def _layers_prefix(tensors: Mapping[str, Tensor], key: str) -> str:
     """Return what precedes the names of the layers: empty, or the prefixes of wrappers.
+
+    Args:
+        tensors: The tensors of a file.
+        key: Key of the method's own files, for messages.
 
     Raises:
         WeightFileError: If there are no layers, or several sets of them.
     """
-    matches = (LAYER_NAME.fullmatch(key) for key in tensors)
+    matches = (LAYER_NAME.fullmatch(name) for name in tensors)
     prefixes = list(dict.fromkeys(match[1] for match in matches if match))
     if not prefixes:
         raise WeightFileError(f"it contains {listed(list(tensors))}", LAYERS_SOURCE)
     if len(prefixes) > 1:
         raise WeightFileError(
             f"it contains {len(prefixes)} sets of layers, {' and '.join(map(repr, prefixes[:3]))}",
-            f"save one of them under {LAYERS_KEY} and give that file",
+            f"save one of them under {key} and give that file",
         )
     return prefixes[0]
 

@@ -45,7 +45,8 @@ PROJECTION_NAME = re.compile(r"compound_prompt_projections\.\d+\.(?:weight|bias)
 PROJECTION_WIDTH = 896  # of the unused layers in AnomalyCLIP's files
 MOST_FIXED = 5  # tokens of the longer prompt besides its vectors: <start> damaged object . <end>
 SAME = 1e-3
-"""Largest difference of token embeddings, besides the rounding of half precision."""
+"""Largest difference of token embeddings, besides :data:`ROUNDING`."""
+ROUNDING = 2**-8  # of bfloat16, in which files or the text tower may be
 
 
 class PromptVectors(NamedTuple):
@@ -220,9 +221,8 @@ def _check_words(
         parts = {"prefix": embedded[row, :1], "suffix": embedded[row, 1 + n_ctx :]}
         for part, expected in parts.items():
             values = tensors[f"token_{part}_{c}"]
-            rounding = torch.finfo(values.dtype).eps
             if values.numel() != expected.numel() or not torch.allclose(
-                values.float().view_as(expected), expected, atol=SAME, rtol=rounding
+                values.float().view_as(expected), expected, atol=SAME, rtol=ROUNDING
             ):
                 raise ValueError(
                     f"{OPTION} {path}: the prompts were trained on another CLIP than {name} with "
