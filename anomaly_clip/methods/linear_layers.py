@@ -152,7 +152,7 @@ def load_linear_layers(layers: nn.ModuleList, file: str, tower: str, key: str) -
             given = f"{odd[0]} is {'missing' if odd[0] in expected else 'unexpected'}"
         raise ValueError(
             f"model.linear_layers {path}: {given}, but {tower} needs {needed}; use the backbone "
-            f"and stages that these layers were trained with"
+            f"and the choice of blocks that these layers were trained with"
         )
     layers.load_state_dict({name.removeprefix("fc."): state[name] for name in current_state})
     return {"file": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
