@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,12 @@ from torch.testing import assert_close
 
 import anomaly_clip
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, unit
+from anomaly_clip.backbones.deep_prompts import DeepPromptsSettings
 from anomaly_clip.backbones.surgery import dense_path, encode_layers
 from anomaly_clip.cli import main
 from anomaly_clip.data import Demo, HeadCT, MVTecAD, VisA
 from anomaly_clip.files import CACHE_VARIABLE
-from anomaly_clip.methods import SDP, AnomalyCLIP
+from anomaly_clip.methods import APRILGAN, SDP, AnomalyCLIP, SDPPlus, auxiliary_training
 from anomaly_clip.methods.object_agnostic import pooled
 from anomaly_clip.methods.prompt_files import PROMPTS_KEY
 from anomaly_clip.testing.processes import run_command
@@ -169,6 +171,33 @@ def test_texts_are_kept_until_the_prompts_change(clip: CLIPBackbone) -> None:
             rows.data = 2 * rows.data  # as weight averaging may do
     method.prepare([])
     assert not torch.equal(method.text(), before)
+
+
+def test_prompts_score_in_other_types_and_inference_mode(clip_config: str, tmp_path: Path) -> None:
+    settings = CLIPSettings(clip_config, "random")
+    torch.manual_seed(0)
+    expected = AnomalyCLIP(settings).text()
+    for dtype in (torch.bfloat16, torch.float64):
+        torch.manual_seed(0)
+        method = AnomalyCLIP(settings, prompt=DeepPromptsSettings(round_deep=True)).to(dtype)
+        assert_close(method.text(), expected, atol=0.05, rtol=0)
+        content = torch.load(method.export(tmp_path), weights_only=True)[PROMPTS_KEY]
+        types = {value.dtype for name, value in content.items() if "tokenized" not in name}
+        assert types == {torch.float32}
+    with torch.inference_mode():
+        torch.manual_seed(0)
+        method = AnomalyCLIP(settings)
+        assert_close(method.text(), expected)
+        assert method.text() is method.text()
+
+
+def test_the_cache_of_features_depends_on_the_code_of_the_tokens(
+    clip: CLIPBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auxiliary_training, "source_hash", lambda *files: " ".join(files))
+    for kind in (AnomalyCLIP, APRILGAN, SDPPlus):
+        key = kind(clip)._key(scoring=False)
+        assert str(sys.modules[kind.__module__].__file__) in key
 
 
 def test_deep_prompts_and_both_contexts_act(clip: CLIPBackbone) -> None:
@@ -397,7 +426,7 @@ def test_two_processes_train_the_same_prompts_as_one(
 ) -> None:
     words = command(mvtec_root, trained_on.root, clip_config, tmp_path / "runs")
     words += ["--trainer.max_epochs", "2", "--data.auxiliary.shuffle", "false"]
-    # The loss of images is a mean, and those of masks are sums over pixels of a batch.
+    # The losses are means over images.
     assert main([*words, "--data.auxiliary.batch_size", "4", "--output.name", "one"]) == 0
     ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--output.name", "two"]
     done = run_command([*words, "--data.auxiliary.batch_size", "2", *ddp], 2)

@@ -124,7 +124,7 @@ class DeepPrompts(nn.Module):
         """Return the unit-length text features ``(2, D)``, normal and abnormal, in float32."""
         deep = list(self.deep)
         if self.settings.round_deep:
-            deep = [vectors.half().float() for vectors in deep]
+            deep = [vectors.half().to(vectors.dtype) for vectors in deep]
         shallow = self.shallow
         with backbone.out_of_autocast():
             return unit(backbone.encode_embedded(shallow.embedded(), shallow.last, deep))

@@ -136,7 +136,11 @@ class AnomalyCLIP(AuxiliaryTraining):
 
     def text(self) -> Tensor:
         """Return the text features ``(D, 2)``: normal, abnormal; computed anew after a change."""
-        versions = tuple((id(rows), rows._version) for rows in self.prompts.parameters())
+        versions = tuple(
+            # Vectors that were made in inference mode have no version, and cannot be trained.
+            (id(rows), 0 if rows.is_inference() else rows._version)
+            for rows in self.prompts.parameters()
+        )
         if self._text is None or self._text[0] != versions:
             with torch.no_grad():
                 text = self.prompts(self.backbone).T
