@@ -45,6 +45,7 @@ __all__ = [
     "Synthetic",
     "TrainingFeatures",
     "UnreadableImage",
+    "UseOfShots",
     "WeightsRecord",
     "needs_of",
     "source_of",

@@ -101,3 +101,8 @@ def test_golden_few_shots(golden: Arrays, golden_tower: CLIPBackbone) -> None:
         text, highest = scores["score_parts"].T
         scaled = (highest - highest.min()) / (highest.max() - highest.min())
         close(0.5 * (text + scaled), expected[f"few_shot_{shots}.score"], 1e-3)
+
+
+def test_memory_needs_a_layer(golden_tower: CLIPBackbone) -> None:
+    with pytest.raises(ValueError, match=r"layers \[\]"):
+        APRILGAN(golden_tower, layers=[2], memory_layers=[])

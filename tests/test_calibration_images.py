@@ -6,13 +6,14 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import pytest
 from helpers import save_picture
 
-from anomaly_clip.data import ImageFolder, MVTecAD
+from anomaly_clip.data import Demo, ImageFolder, MVTecAD
 from anomaly_clip.data.calibration_images import HoldOut, draw_key
 from anomaly_clip.data.file_hashes import pixel_hashes
 from anomaly_clip.records import LoaderNeeds
@@ -50,6 +51,17 @@ def held_names(root: Path, num_needed: int = 19, seed: int = 0, **options: objec
 )
 def test_number_of_images_held_out(tmp_path: Path, count: int, needed: int, expected: int) -> None:
     assert len(held_names(photographs(tmp_path, count), needed)) == expected
+
+
+def test_generated_images_are_new_to_a_fit_on_another_data_set() -> None:
+    small: dict[str, Any] = {"categories": ["pink pill"], "num_train": 3, "picture_size": 64}
+    alone, data = Demo(**small), Demo(**small, auxiliary=Demo(**small, seed=9))
+    with patch.object(Demo, "needs", LoaderNeeds(is_fitted=True)):
+        for hold_out in (None, HoldOut(2, 0)):
+            data.calibration.request(hold_out)
+            assert len(data.calibration.samples()) == 3
+        with pytest.raises(ValueError, match="nothing tells which were fitted on"):
+            alone.calibration.samples()
 
 
 def test_choice_depends_on_seed_and_content_alone(tmp_path: Path) -> None:

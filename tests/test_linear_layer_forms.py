@@ -168,6 +168,14 @@ def test_what_is_not_used_is_named(
     torch.save(prefixed(state, "trainable_linearlayer."), tmp_path / "a.pth")
     read_linear_layers(tmp_path / "a.pth")
     assert "of APRIL-GAN" in capsys.readouterr().err
+    other = {name: value + 1 for name, value in state.items()}
+    torch.save({LAYERS_KEY: state, APRIL_GAN_KEY: other}, tmp_path / "a.pth")
+    for key, expected in ((LAYERS_KEY, state), (APRIL_GAN_KEY, other)):
+        layers = read_linear_layers(tmp_path / "a.pth", key)
+        assert torch.equal(layers["fc.3.bias"], expected["fc.3.bias"])
+        line = capsys.readouterr().err
+        assert f"{key} is used" in line
+        assert "whose layers are trained on" not in line
 
 
 INT8 = r"its tensors are quantised \(fc.0.weight is torch.int8\); give weights in float32, float16"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,12 @@ from torch.testing import assert_close
 
 import anomaly_clip
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, unit
+from anomaly_clip.backbones.deep_prompts import DeepPromptsSettings
 from anomaly_clip.backbones.surgery import dense_path, encode_layers
 from anomaly_clip.cli import main
-from anomaly_clip.data import HeadCT, MVTecAD, VisA
+from anomaly_clip.data import Demo, HeadCT, MVTecAD, VisA
 from anomaly_clip.files import CACHE_VARIABLE
-from anomaly_clip.methods import SDP, AnomalyCLIP
+from anomaly_clip.methods import APRILGAN, SDP, AnomalyCLIP, SDPPlus, auxiliary_training
 from anomaly_clip.methods.object_agnostic import pooled
 from anomaly_clip.methods.prompt_files import PROMPTS_KEY
 from anomaly_clip.testing.processes import run_command
@@ -134,7 +136,7 @@ def test_dense_blocks_have_limits(clip: CLIPBackbone, blocks: int) -> None:
         ("prompt", {"depth": 0}, "model.prompt.depth"),
         ("prompt", {"depth": 4}, "model.prompt.depth 4 is above 3, the number of blocks"),
         ("prompt", {"n_ctx": 3}, "model.prompt.deep_ctx 4 is above model.prompt.n_ctx 3"),
-        ("prompt", {"n_ctx": 73}, "reduce model.prompt.n_ctx"),
+        ("prompt", {"n_ctx": 73}, "model.prompt.n_ctx 73 is above 72"),
         ("prompt", {"init_std": -1.0}, "model.prompt.init_std"),
     ],
 )
@@ -169,6 +171,33 @@ def test_texts_are_kept_until_the_prompts_change(clip: CLIPBackbone) -> None:
             rows.data = 2 * rows.data  # as weight averaging may do
     method.prepare([])
     assert not torch.equal(method.text(), before)
+
+
+def test_prompts_score_in_other_types_and_inference_mode(clip_config: str, tmp_path: Path) -> None:
+    settings = CLIPSettings(clip_config, "random")
+    torch.manual_seed(0)
+    expected = AnomalyCLIP(settings).text()
+    for dtype in (torch.bfloat16, torch.float64):
+        torch.manual_seed(0)
+        method = AnomalyCLIP(settings, prompt=DeepPromptsSettings(round_deep=True)).to(dtype)
+        assert_close(method.text(), expected, atol=0.05, rtol=0)
+        content = torch.load(method.export(tmp_path), weights_only=True)[PROMPTS_KEY]
+        types = {value.dtype for name, value in content.items() if "tokenized" not in name}
+        assert types == {torch.float32}
+    with torch.inference_mode():
+        torch.manual_seed(0)
+        method = AnomalyCLIP(settings)
+        assert_close(method.text(), expected)
+        assert method.text() is method.text()
+
+
+def test_the_cache_of_features_depends_on_the_code_of_the_tokens(
+    clip: CLIPBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auxiliary_training, "source_hash", lambda *files: " ".join(files))
+    for kind in (AnomalyCLIP, APRILGAN, SDPPlus):
+        key = kind(clip)._key(scoring=False)
+        assert str(sys.modules[kind.__module__].__file__) in key
 
 
 def test_deep_prompts_and_both_contexts_act(clip: CLIPBackbone) -> None:
@@ -302,6 +331,10 @@ def test_a_fit_needs_an_auxiliary_set_with_masks(
         ValueError, match=r"AnomalyCLIP is trained on masks, but data\.auxiliary Head"
     ):
         quiet_trainer(max_epochs=1).fit(tiny(clip), data)
+    normal = Demo(num_test=1, categories=["brown leather"], picture_size=64)
+    data = MVTecAD(str(mvtec_root), auxiliary=normal, num_workers=0)
+    with pytest.raises(ValueError, match=r"none of those of data\.auxiliary Demo is anomalous"):
+        quiet_trainer(max_epochs=1).fit(tiny(clip), data)
 
 
 @pytest.mark.slow
@@ -344,9 +377,15 @@ def test_a_fit_its_files_and_what_a_test_may_change(
             assert of_file["mean"] == of_checkpoint["mean"]
             assert of_file["run"]["protocol"]["borrowed"]["file"] == file
             assert of_checkpoint["run"]["protocol"]["auxiliary"] == "VisA"
+            written = of_checkpoint["run"]["protocol"].get("inference")
+            assert written == ("crane" if inference == "crane" else None)
         capsys.readouterr()
     assert (run / "prompts.pth").read_bytes() == (folder / "prompts.pth").read_bytes()
     capsys.readouterr()
+    # A checkpoint has the prompts: a file given with it is not used, as a message says.
+    metrics("test", "--ckpt_path", str(checkpoint), "--model.prompts_file", file)
+    message = f"model.prompts_file {file} is not used: --ckpt_path {checkpoint} has trained"
+    assert message in capsys.readouterr().err
     # A resumed fit may change what affects no weight.
     resumed = [*words, f"--ckpt_path={checkpoint}", "--trainer.max_epochs", "2"]
     assert main([*resumed, "--model.inference", "crane", "--model.feature_cache_gb", "0"]) == 0
@@ -363,12 +402,31 @@ def test_a_fit_its_files_and_what_a_test_may_change(
 
 
 @pytest.mark.slow
+def test_a_fit_that_starts_with_prompts_of_other_sizes_can_be_tested(
+    tmp_path: Path, mvtec_root: Path, trained_on: VisA, clip_config: str
+) -> None:
+    words = command(mvtec_root, trained_on.root, clip_config, tmp_path / "runs")
+    assert main([*words, "--trainer.max_epochs", "1", "--model.prompt.n_ctx", "6"]) == 0
+    first = tmp_path / "runs" / "AnomalyCLIP" / "1-fit"
+    file = str(first / "prompts.pth")
+    assert main([*words, "--trainer.max_epochs", "1", "--model.prompts_file", file]) == 0
+    second = first.parent / "2-fit"
+    assert main(["test", "--ckpt_path", str(second), f"--output.root={tmp_path / 't'}"]) == 0
+    resumed = [*words, "--ckpt_path", str(second), "--trainer.max_epochs", "2"]
+    assert main(resumed) == 0
+    [checkpoint] = (second / "checkpoints").glob("*.ckpt")
+    loaded = AnomalyCLIP.load_from_checkpoint(checkpoint, map_location="cpu")
+    assert loaded.prompts.shallow.context.shape[1] == 6
+    assert loaded.text().shape[1] == 2
+
+
+@pytest.mark.slow
 def test_two_processes_train_the_same_prompts_as_one(
     tmp_path: Path, mvtec_root: Path, trained_on: VisA, clip_config: str
 ) -> None:
     words = command(mvtec_root, trained_on.root, clip_config, tmp_path / "runs")
     words += ["--trainer.max_epochs", "2", "--data.auxiliary.shuffle", "false"]
-    # The loss of images is a mean, and those of masks are sums over pixels of a batch.
+    # The losses are means over images.
     assert main([*words, "--data.auxiliary.batch_size", "4", "--output.name", "one"]) == 0
     ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--output.name", "two"]
     done = run_command([*words, "--data.auxiliary.batch_size", "2", *ddp], 2)

@@ -66,7 +66,7 @@ def test_golden_files_come_back_as_they_were(
         torch.load(path, weights_only=True) for path in (arrays.folder / file, tmp_path / "a.pth")
     )
     assert list(before) == list(after) == [PROMPTS_KEY]
-    assert list(before[PROMPTS_KEY]) == list(after[PROMPTS_KEY])  # the strict loaders take it
+    assert before[PROMPTS_KEY].keys() == after[PROMPTS_KEY].keys()  # the strict loaders take it
     for key, value in before[PROMPTS_KEY].items():
         again = after[PROMPTS_KEY][key]
         assert (again.dtype, again.shape) == (value.dtype, value.shape), key

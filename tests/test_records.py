@@ -19,12 +19,12 @@ from anomaly_clip.records import Draw, HasLoaderNeeds, LoaderNeeds, needs_of, ve
 RANDOM = CNNSettings("resnet18", "random")
 
 NEEDS: dict[str, tuple[dict[str, Any], LoaderNeeds]] = {
-    "APRILGAN": ({}, LoaderNeeds(32, category_names=True, is_fitted=True)),
-    "AnomalyCLIP": ({}, LoaderNeeds(32, is_fitted=True)),
+    "APRILGAN": ({}, LoaderNeeds(32, category_names=True, is_fitted=True, shots="references")),
+    "AnomalyCLIP": ({}, LoaderNeeds(32, is_fitted=True, shots="none")),
     "CLIPADA": ({"feature_layer": 2}, LoaderNeeds(32, is_fitted=True)),
     "Contrastive": ({"windows": {16: 0.7}}, LoaderNeeds(32, whole_epochs=True)),
     "LinearProbe": ({"image_size": 64}, LoaderNeeds(64)),
-    "MuSc": ({}, LoaderNeeds(32)),
+    "MuSc": ({}, LoaderNeeds(32, shots="none")),
     "PaDiM": ({"image_size": 64}, LoaderNeeds(64, single_pass=True, is_fitted=True)),
     "PatchCore": ({"image_size": 64}, LoaderNeeds(64, single_pass=True, is_fitted=True)),
     "RD4AD": ({"image_size": 64}, LoaderNeeds(64, is_fitted=True)),
@@ -32,11 +32,11 @@ NEEDS: dict[str, tuple[dict[str, Any], LoaderNeeds]] = {
         {"image_size": 64, "shots": 3, "rounds": 5},
         LoaderNeeds(64, support_images=3, test_passes=5, is_fitted=True),
     ),
-    "SDP": ({}, LoaderNeeds(32, category_names=True)),
-    "SDPPlus": ({}, LoaderNeeds(32, category_names=True, is_fitted=True)),
+    "SDP": ({}, LoaderNeeds(32, category_names=True, shots="none")),
+    "SDPPlus": ({}, LoaderNeeds(32, category_names=True, is_fitted=True, shots="none")),
     "SimpleNet": ({"image_size": 64}, LoaderNeeds(64, is_fitted=True)),
     "TAB": ({"image_size": 64}, LoaderNeeds(64, full_batches=True)),
-    "WinCLIP": ({}, LoaderNeeds(32, category_names=True)),
+    "WinCLIP": ({}, LoaderNeeds(32, category_names=True, shots="references")),
 }
 """Options of a small model of each method, and its requirements on the loaders."""
 

@@ -84,13 +84,13 @@ def test_kinds_of_defects_are_equally_likely() -> None:
 
 
 def test_choices_depend_on_seed_epoch_and_row() -> None:
-    first = [Stitching(samples(), 0.2, seed=0).drawn(epoch, 1) for epoch in range(1000)]
-    again = [Stitching(samples(), 0.2, seed=0).drawn(epoch, 1) for epoch in range(1000)]
-    assert first == again
+    stitching = Stitching(samples(), 0.2, seed=0)
+    first = [stitching.drawn(epoch, 1) for epoch in range(1000)]
+    assert first[:50] == [Stitching(samples(), 0.2, 0).drawn(epoch, 1) for epoch in range(50)]
     assert abs(sum(rows is not None for rows in first) / 1000 - 0.2) < 0.04
     for seed, row in ((1, 1), (0, 2)):
         other = Stitching(samples(), 0.2, seed)
-        assert [other.drawn(epoch, row) for epoch in range(1000)] != first
+        assert [other.drawn(epoch, row) for epoch in range(50)] != first[:50]
     assert Stitching(samples(), 0.0, seed=0).drawn(0, 1) is None
 
 
@@ -136,6 +136,7 @@ def test_options_without_effect_are_refused(mvtec_root: Path, tmp_path: Path) ->
     check_stitching(SimpleNamespace(stitch=0.0, auxiliary=None))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_fit_with_stitching_caches_no_features(
     tiny_clip: CLIPBackbone, mvtec_root: Path, tmp_path: Path
 ) -> None:
@@ -147,6 +148,7 @@ def test_a_fit_with_stitching_caches_no_features(
     assert not [*tmp_path.glob("cache/features/*")]
 
 
+@pytest.mark.slow
 def test_preview_shows_stitched_images(mvtec_root: Path, tmp_path: Path) -> None:
     words = ["preview", "--data", "MVTecAD", f"--data.root={mvtec_root}"]
     words += ["--data.categories=[bottle]", "--data.auxiliary", "MVTecAD"]

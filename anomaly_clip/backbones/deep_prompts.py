@@ -23,6 +23,7 @@ __all__ = ["WORDS", "DeepPrompts", "DeepPromptsSettings"]
 
 WORDS = ["object.", "damaged object."]
 """Fixed words of the normal and of the abnormal prompt, after the vectors."""
+MOST_FIXED = 5  # tokens of the longer prompt besides its vectors: <start> damaged object . <end>
 PUBLISHED_DEPTH, PUBLISHED_BLOCKS = 9, 12  # of the text tower of ViT-L-14-336
 
 
@@ -86,6 +87,12 @@ class DeepPrompts(nn.Module):
                 f"model.prompt.depth {depth} is above {blocks}, the number of blocks in the text "
                 f"tower of {backbone.settings.name}: choose at most {blocks}"
             )
+        room = backbone.model.context_length - MOST_FIXED
+        if settings.n_ctx > room:
+            raise ValueError(
+                f"model.prompt.n_ctx {settings.n_ctx} is above {room}, the number of vectors that "
+                f"the text tower of {backbone.settings.name} has room for: choose at most {room}"
+            )
         self.settings = settings
         self.shallow = LearnablePrompt(
             backbone,
@@ -117,7 +124,7 @@ class DeepPrompts(nn.Module):
         """Return the unit-length text features ``(2, D)``, normal and abnormal, in float32."""
         deep = list(self.deep)
         if self.settings.round_deep:
-            deep = [vectors.half().float() for vectors in deep]
+            deep = [vectors.half().to(vectors.dtype) for vectors in deep]
         shallow = self.shallow
         with backbone.out_of_autocast():
             return unit(backbone.encode_embedded(shallow.embedded(), shallow.last, deep))

@@ -346,6 +346,9 @@ class ExperimentCLI(LightningCLI):
         kind = _class_of(model_class)
         contract = kind if issubclass(kind, EvaluatedModule) else AnomalyMethod
         for name in contract.init_only_arguments:
+            if config["model"]["init_args"].get(name) is not None:
+                given = config["model"]["init_args"][name]
+                say(f"model.{name} {given} is not used: --ckpt_path {path} has trained weights")
             config["model"]["init_args"][name] = None  # the checkpoint stores the effect
         arguments = config["model"].get("init_args", Namespace()).as_dict()
         for name, value in arguments.items():

@@ -250,7 +250,7 @@ class CalibrationImages:
         return chosen
 
     def _generated(self, category: str, rows: list[Sample]) -> list[Sample]:
-        if not self.data.needs.is_fitted:
+        if not self.data.needs.is_fitted or self.data.auxiliary is not None:
             return rows
         if self.hold_out is None:
             raise ValueError(

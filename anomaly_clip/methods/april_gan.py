@@ -97,7 +97,9 @@ class APRILGAN(AuxiliaryTraining, ReferenceMethod[Memory]):
         self.set_training(lr, feature_cache_gb)
         tower = self.backbone
         self.layers = tower.check_layers(stage_ends(tower.num_layers) if layers is None else layers)
-        self.memory_layers = tower.check_layers(memory_layers or self.layers)
+        self.memory_layers = tower.check_layers(
+            self.layers if memory_layers is None else memory_layers
+        )
         self.fc = initial_layers(tower, len(self.layers))
         saved = {"backbone": asdict(tower.settings), "prompts": asdict(self.prompts)}
         self.save_hyperparameters(ignore=[*saved, "evaluator", "linear_layers"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from functools import partial
 from importlib.metadata import version
@@ -36,7 +37,7 @@ class AuxiliaryTraining(CLIPMethod, ABC):
     can_be_fitted: ClassVar[bool] = True
     use_of_shots: ClassVar[UseOfShots] = "none"
     token_code: ClassVar[tuple[ModuleType, ...]] = ()
-    """Modules that :meth:`tokens` uses, other than those of the backbone."""
+    """Modules that :meth:`tokens` uses, other than its own and those of the backbone."""
 
     def set_training(self, lr: float, feature_cache_gb: float) -> None:
         """Set and check the options that all these methods share.
@@ -118,7 +119,7 @@ class AuxiliaryTraining(CLIPMethod, ABC):
         """Check that there is a labelled data set to train on; see the base class.
 
         Raises:
-            ValueError: If ``fit`` has no auxiliary data set, or one without masks.
+            ValueError: If ``fit`` has no auxiliary data set, or one without masks or anomalies.
         """
         super().setup(stage)
         name = type(self).__name__
@@ -133,6 +134,15 @@ class AuxiliaryTraining(CLIPMethod, ABC):
                 f"{name} is trained on masks, but data.auxiliary "
                 f"{self.auxiliary_data.dataset_name} has none: choose a data set with masks, such "
                 f"as VisA or MVTecAD"
+            )
+        if stage != "fit":
+            return
+        assert self.data is not None
+        if not any(sample.label for sample in self.data.fit_samples()):
+            raise ValueError(
+                f"{name} is trained on normal and anomalous images, but none of those of "
+                f"data.auxiliary {self.auxiliary_data.dataset_name} is anomalous: choose a data "
+                f"set or categories with defects"
             )
 
     @property
@@ -163,8 +173,9 @@ class AuxiliaryTraining(CLIPMethod, ABC):
 
     def _key(self, scoring: bool) -> str:
         backbone = self.backbone
-        modules = (clip, frozen, surgery, *self.token_code)
-        code = source_hash(*(str(module.__file__) for module in modules))
+        files = [str(module.__file__) for module in (clip, frozen, surgery, *self.token_code)]
+        encoder = Path(inspect.unwrap(type(self).tokens).__code__.co_filename)
+        code = source_hash(*files, *([str(encoder)] if encoder.is_file() else []))
         dtype = backbone.visual.conv1.weight.dtype
         pixels = f"{backbone.mean.flatten().tolist()} {backbone.std.flatten().tolist()}"
         options = f"{type(self).__name__} {self.token_options(scoring)} {scoring}"

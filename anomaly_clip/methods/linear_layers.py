@@ -152,7 +152,7 @@ def load_linear_layers(layers: nn.ModuleList, file: str, tower: str, key: str) -
             given = f"{odd[0]} is {'missing' if odd[0] in expected else 'unexpected'}"
         raise ValueError(
             f"model.linear_layers {path}: {given}, but {tower} needs {needed}; use the backbone "
-            f"and stages that these layers were trained with"
+            f"and the choice of blocks that these layers were trained with"
         )
     layers.load_state_dict({name.removeprefix("fc."): state[name] for name in current_state})
     return {"file": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
@@ -187,7 +187,7 @@ def read_linear_layers(file: Path, key: str = LAYERS_KEY) -> dict[str, Tensor]:
             f"or {LAYERS_SOURCE}"
         ) from None
     try:
-        state = state_dict_of(content, (LAYERS_KEY, APRIL_GAN_KEY))
+        state = state_dict_of(content, (key, LAYERS_KEY, APRIL_GAN_KEY))
         prefix = _layers_prefix(state.tensors, key)
         layers = {
             key.removeprefix(prefix): value

@@ -8,6 +8,7 @@ value-value attention (DPAM). Crane (Salehi et al.) scores the same prompts in a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
@@ -99,7 +100,7 @@ class AnomalyCLIP(AuxiliaryTraining):
         self.temperature = temperature
         self.sigma = sigma
         self.local_weight = local_weight
-        settings = DeepPromptsSettings.of(prompt)
+        settings = given = DeepPromptsSettings.of(prompt)
         vectors = None if prompts_file is None else read_prompts(prompts_file, self.backbone)
         if vectors is not None:
             settings = _sizes_of_file(settings, vectors.context, vectors.deep, str(prompts_file))
@@ -110,7 +111,7 @@ class AnomalyCLIP(AuxiliaryTraining):
             self.fitted = True
         self._text: tuple[tuple[tuple[int, int], ...], Tensor] | None = None
         """Object and version of each vector, and the text features of these versions."""
-        saved = {"backbone": asdict(self.backbone.settings), "prompt": asdict(settings)}
+        saved = {"backbone": asdict(self.backbone.settings), "prompt": asdict(given)}
         self.save_hyperparameters(ignore=[*saved, "evaluator", "prompts_file"])
         self.save_hyperparameters(saved)
 
@@ -135,7 +136,11 @@ class AnomalyCLIP(AuxiliaryTraining):
 
     def text(self) -> Tensor:
         """Return the text features ``(D, 2)``: normal, abnormal; computed anew after a change."""
-        versions = tuple((id(rows), rows._version) for rows in self.prompts.parameters())
+        versions = tuple(
+            # Vectors that were made in inference mode have no version, and cannot be trained.
+            (id(rows), 0 if rows.is_inference() else rows._version)
+            for rows in self.prompts.parameters()
+        )
         if self._text is None or self._text[0] != versions:
             with torch.no_grad():
                 text = self.prompts(self.backbone).T
@@ -258,6 +263,28 @@ class AnomalyCLIP(AuxiliaryTraining):
         """Return Adam without a schedule, as published."""
         return torch.optim.Adam(self.prompts.parameters(), lr=self.lr, betas=BETAS)
 
+    # -- records ---------------------------------------------------------------------------------
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the sizes of the prompts: a fit may have started with those of a file."""
+        super().on_load_checkpoint(checkpoint)
+        state = checkpoint["state_dict"]
+        context = state.get("prompts.shallow.context")
+        deep = [rows for name, rows in state.items() if name.startswith("prompts.deep.")]
+        if context is None or any(rows.ndim < 2 for rows in (context, *deep)):
+            return  # damaged: reported when the tensors are loaded
+        settings = self.prompts.settings
+        sizes = _sizes(settings, context, deep)
+        current = _sizes(settings, self.prompts.shallow.context, list(self.prompts.deep))
+        if sizes != current:
+            self.prompts = DeepPrompts(self.backbone, replace(settings, **sizes), 0)
+            self._text = None
+
+    def evaluation_protocol(self) -> dict[str, Any]:
+        """Return how the metrics were computed, with the inference if it is Crane's."""
+        protocol = super().evaluation_protocol()
+        return {**protocol, **({"inference": "crane"} if self.is_crane else {})}
+
     # -- files -----------------------------------------------------------------------------------
 
     @property
@@ -301,8 +328,7 @@ def _sizes_of_file(
         ValueError: If other sizes than the default ones were asked for.
     """
     default = DeepPromptsSettings()
-    sizes: dict[str, Any] = {"n_ctx": context.shape[1], "depth": len(deep) + 1}
-    sizes["deep_ctx"] = len(deep[0]) if deep else min(settings.deep_ctx, context.shape[1])
+    sizes = _sizes(settings, context, deep)
     for name, value in sizes.items():
         given = getattr(settings, name)
         if given not in (value, getattr(default, name)):
@@ -311,3 +337,12 @@ def _sizes_of_file(
                 f"have {value}: leave model.prompt.{name} out"
             )
     return replace(settings, **sizes)
+
+
+def _sizes(
+    settings: DeepPromptsSettings, context: Tensor, deep: Sequence[Tensor]
+) -> dict[str, Any]:
+    """Return the settings that the shapes of vectors determine."""
+    vectors = context.shape[1]
+    deep_ctx = len(deep[0]) if deep else min(settings.deep_ctx, vectors)
+    return {"n_ctx": vectors, "depth": len(deep) + 1, "deep_ctx": deep_ctx}

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from anomaly_clip.backbones.clip import CLIPBackbone
-from anomaly_clip.backbones.deep_prompts import WORDS, DeepPrompts
+from anomaly_clip.backbones.deep_prompts import MOST_FIXED, WORDS, DeepPrompts
 from anomaly_clip.backbones.learnable_prompt import FILLER
 from anomaly_clip.backbones.state_dicts import state_dict_of
 from anomaly_clip.backbones.weight_files import (
@@ -43,7 +43,6 @@ ANCHOR = re.compile(r"(|.*\.)ctx_pos")
 DEEP_NAME = re.compile(r"compound_prompts_text\.(\d+)")
 PROJECTION_NAME = re.compile(r"compound_prompt_projections\.\d+\.(?:weight|bias)")
 PROJECTION_WIDTH = 896  # of the unused layers in AnomalyCLIP's files
-MOST_FIXED = 5  # tokens of the longer prompt besides its vectors: <start> damaged object . <end>
 SAME = 1e-3
 """Largest difference of token embeddings, besides :data:`ROUNDING`."""
 ROUNDING = 2**-8  # of bfloat16, in which files or the text tower may be

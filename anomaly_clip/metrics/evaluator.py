@@ -446,7 +446,7 @@ def combined(parts: Tensor, scaled: Sequence[bool] = ()) -> Tensor:
         parts: Parts of the scores.
         scaled: Whether each part is min-max scaled before all are added; empty: all are.
     """
-    columns = torch.tensor(scaled or [True] * parts.shape[1])
+    columns = torch.tensor(scaled or [True] * parts.shape[1], device=parts.device)
     return torch.where(columns, _min_max(parts), parts).sum(dim=1)
 
 
