@@ -418,6 +418,10 @@ def test_a_fit_that_starts_with_prompts_of_other_sizes_can_be_tested(
     loaded = AnomalyCLIP.load_from_checkpoint(checkpoint, map_location="cpu")
     assert loaded.prompts.shallow.context.shape[1] == 6
     assert loaded.text().shape[1] == 2
+    metrics = json.loads((tmp_path / "t" / "AnomalyCLIP" / "1-test" / "metrics.json").read_text())
+    protocol = metrics["run"]["protocol"]
+    assert protocol["started_from"]["file"] == file
+    assert protocol["overlap"] is None  # what the file was trained on is unknown
 
 
 @pytest.mark.slow

@@ -76,7 +76,7 @@ __all__ = [
     "run_experiment",
 ]
 
-FIT_RECORD = ("fitted_images", "validated_images", "bit_depth", "calibration")
+FIT_RECORD = ("fitted_images", "validated_images", "bit_depth", "calibration", "started_from")
 """Entries of a checkpoint that data modules need before Lightning loads it."""
 ANOMALOUS_FOUND = 3
 """Exit code of a predict that found anomalous images, if ``output.fail_on`` asks for it."""
@@ -346,8 +346,7 @@ class ExperimentCLI(LightningCLI):
         kind = _class_of(model_class)
         contract = kind if issubclass(kind, EvaluatedModule) else AnomalyMethod
         for name in contract.init_only_arguments:
-            if config["model"]["init_args"].get(name) is not None:
-                given = config["model"]["init_args"][name]
+            if (given := config["model"]["init_args"].get(name)) is not None:
                 say(f"model.{name} {given} is not used: --ckpt_path {path} has trained weights")
             config["model"]["init_args"][name] = None  # the checkpoint stores the effect
         arguments = config["model"].get("init_args", Namespace()).as_dict()
@@ -399,20 +398,20 @@ class ExperimentCLI(LightningCLI):
             if not method.can_be_fitted:
                 raise UserError(f"{name} is zero-shot and has nothing to fit: use test or predict")
         elif path is None and method.must_be_fitted:
+            weights = "".join(f", or --model.{file} FILE" for file in method.init_only_arguments)
             raise UserError(
                 f"{name} must be fitted first: give a checkpoint of a fit with --ckpt_path FILE"
+                f"{weights}"
             )
         elif path is not None and not method.can_be_fitted:
             raise UserError(
-                f"--ckpt_path {path}: {name} is zero-shot and has no checkpoints: leave out the "
-                f"option"
+                f"--ckpt_path {path}: {name} is zero-shot and has no checkpoints: leave it out"
             )
 
     def after_fit(self) -> None:
         """Save the last step as ``last.ckpt``: a fit may end between two automatic saves."""
         file = last_checkpoint(self.trainer)
-        # False if the trainer's limits left no batch.
-        trained = self.trainer.fit_loop.total_batch_idx >= 0
+        trained = self.trainer.fit_loop.total_batch_idx >= 0  # False if limits left no batch
         if file is not None and trained:
             self.trainer.save_checkpoint(file)
         self._is_fitted = True
@@ -492,12 +491,6 @@ def known_options() -> list[str]:
     parser = LightningArgumentParser()
     parser.add_lightning_class_args(Trainer, "trainer")
     parser.add_lightning_class_args(RunWriter, "output")
-    verb_options = [
-        "--config",
-        "--seed_everything",
-        "--model",
-        "--data",
-        "--ckpt_path",
-        "--print_config",
-    ]
+    names = ("config", "seed_everything", "model", "data", "ckpt_path", "print_config")
+    verb_options = [f"--{name}" for name in names]
     return verb_options + [f"--{action.dest}" for action in parser._actions if "." in action.dest]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
@@ -18,6 +19,7 @@ from anomaly_clip.backbones import clip, frozen, surgery
 from anomaly_clip.errors import check_above, check_at_least
 from anomaly_clip.files import source_hash
 from anomaly_clip.methods.clip_method import CLIPMethod
+from anomaly_clip.progress import say
 from anomaly_clip.records import Batch, Encoder, Scores, UseOfShots
 
 if TYPE_CHECKING:
@@ -56,6 +58,8 @@ class AuxiliaryTraining(CLIPMethod, ABC):
         self.fitted = False
         """True if trained weights were read from a file."""
         self._external: dict[str, str] | None = None
+        self._started_from: dict[str, str] | None = None
+        """File and sha256 of the trained weights that a fit started from."""
         self._cached: dict[str, Encoder] = {}
         """Encoders of those sets of the fit, ``fit`` and ``validation``, whose features are cached.
         """
@@ -115,6 +119,26 @@ class AuxiliaryTraining(CLIPMethod, ABC):
         """File and sha256 of the trained weights, if they were read from a file."""
         return self._external
 
+    def evaluation_protocol(self) -> dict[str, Any]:
+        """Return how the metrics were computed, and the file that the fit started from, if any."""
+        protocol = super().evaluation_protocol()
+        if self._external is not None or self._started_from is None:
+            return protocol
+        # The training images of the file are unknown, so their overlap with test images is, too.
+        return {**protocol, "started_from": self._started_from, "overlap": None}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Record the file that the fit started from; see the base class."""
+        super().on_save_checkpoint(checkpoint)
+        record = self._external or self._started_from
+        if record is not None:
+            checkpoint["started_from"] = record
+
+    def take_fit_record(self, checkpoint: Mapping[str, Any]) -> None:
+        """Take the file that the fit started from; see the base class."""
+        super().take_fit_record(checkpoint)
+        self._started_from = checkpoint.get("started_from")
+
     def setup(self, stage: str) -> None:
         """Check that there is a labelled data set to train on; see the base class.
 
@@ -138,7 +162,14 @@ class AuxiliaryTraining(CLIPMethod, ABC):
         if stage != "fit":
             return
         assert self.data is not None
-        if not any(sample.label for sample in self.data.fit_samples()):
+        labels = {bool(sample.label) for sample in self.data.fit_samples()}
+        if labels == {True}:
+            say(
+                f"none of the training images of data.auxiliary "
+                f"{self.auxiliary_data.dataset_name} is normal, so that nothing is learnt about "
+                f"normal images as a whole"
+            )
+        if True not in labels:
             raise ValueError(
                 f"{name} is trained on normal and anomalous images, but none of those of "
                 f"data.auxiliary {self.auxiliary_data.dataset_name} is anomalous: choose a data "

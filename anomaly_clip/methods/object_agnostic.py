@@ -280,10 +280,9 @@ class AnomalyCLIP(AuxiliaryTraining):
             self.prompts = DeepPrompts(self.backbone, replace(settings, **sizes), 0)
             self._text = None
 
-    def evaluation_protocol(self) -> dict[str, Any]:
-        """Return how the metrics were computed, with the inference if it is Crane's."""
-        protocol = super().evaluation_protocol()
-        return {**protocol, **({"inference": "crane"} if self.is_crane else {})}
+    def protocol(self) -> dict[str, Any]:
+        """Return the inference if it is Crane's; see the base class."""
+        return {"inference": "crane"} if self.is_crane else {}
 
     # -- files -----------------------------------------------------------------------------------
 

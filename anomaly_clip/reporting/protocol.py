@@ -109,6 +109,7 @@ ITEMS = (
     Item("method", "checkpoint", "checkpoint"),
     Item("method", "SHA-256 of the checkpoint", "environment.checkpoint_sha256"),
     Item("method", "trained layers or prompts from elsewhere", "protocol.borrowed"),
+    Item("method", "trained layers or prompts that the fit started from", "protocol.started_from"),
     Item("weights", "backbone", "weights.backbone"),
     Item("weights", "weights", "weights.pretrained"),
     Item("weights", "activation", "weights.activation"),
