@@ -1,9 +1,9 @@
 """Time SDP, SDP+, WinCLIP, AnomalyCLIP and APRIL-GAN, and open_clip's plain image encoder.
 
-The script prints one JSON line with three results for each batch size: the processor seconds of each method
-and of the encoder (the minimum over interleaved rounds in one process with the same threads), the
-ratios of the methods' seconds to those of the encoder, and the largest difference between the
-package's maps and those of a plain implementation (equations in the methods' pages in
+The script prints one JSON line with three results for each batch size: the processor seconds of
+each method and of the encoder (the minimum over interleaved rounds in one process with the same
+threads), the ratios of the methods' seconds to those of the encoder, and the largest difference
+between the package's maps and those of a plain implementation (equations in the methods' pages in
 ``docs/methods``). All have the same model with random weights. AnomalyCLIP is timed with its own
 inference and that of Crane, APRIL-GAN with and without the memory of four reference images. The
 exit status is 1 if a ratio is above its target or if maps differ by more than 1e-4.
