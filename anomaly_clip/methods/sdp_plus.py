@@ -84,8 +84,7 @@ class SDPPlus(AuxiliaryTraining, SDP):  # type: ignore[override]  # a property
         feature_cache_gb: float = 20.0,
         evaluator: EvaluatorSettings = EvaluatorSettings(),
     ) -> None:
-        SDP.__init__(
-            self,
+        super().__init__(
             backbone,
             prompts,
             rvs,
