@@ -96,7 +96,8 @@ class ValidationSplit:
         if not parts[1]:
             raise ValueError(
                 f"data.val_split auxiliary: {len(samples)} images are too few to hold "
-                f"{self.share:g} of them out: raise data.val_share, or set data.val_split none"
+                f"{self.share:g} of each category and class out: raise data.val_share, or set "
+                f"data.val_split none"
             )
         return parts
 
