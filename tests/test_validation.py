@@ -142,7 +142,9 @@ def test_too_few_images_to_hold_any_out_are_refused() -> None:
     few = demo(num_train=4, num_test=4, synthesis=ERASING, auxiliary=None)
     with pytest.raises(ValueError, match=r"8 normal images are too few to hold 0\.1 of each"):
         _ = ValidationSplit(few, "synthetic", 0.1).normal_parts
-    with pytest.raises(ValueError, match=r"4 images are too few to hold 0\.1 of each category and class out"):
+    with pytest.raises(
+        ValueError, match=r"4 images are too few to hold 0\.1 of each category and class out"
+    ):
         _ = ValidationSplit(
             demo(auxiliary=demo(num_test=4, categories=BOTH[:1])), "auxiliary", 0.1
         ).auxiliary_parts
