@@ -19,7 +19,7 @@ from anomaly_clip.backbones.clip import CLIPBackbone, unit
 from anomaly_clip.backbones.learnable_prompt import LearnablePrompt, LearnablePromptSettings
 from anomaly_clip.errors import check_at_least
 
-__all__ = ["WORDS", "DeepPrompts", "DeepPromptsSettings"]
+__all__ = ["MOST_FIXED", "WORDS", "DeepPrompts", "DeepPromptsSettings"]
 
 WORDS = ["object.", "damaged object."]
 """Fixed words of the normal and of the abnormal prompt, after the vectors."""
