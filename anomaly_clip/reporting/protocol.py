@@ -145,7 +145,7 @@ DEFAULTS = {
 CNN_METHODS = ("LinearProbe", "PaDiM", "PatchCore", "RD4AD", "RegAD", "SimpleNet")
 """Methods whose backbones have neither of the `DEFAULTS`."""
 OPTIONAL = (
-    *("protocol.one_model_a_category", "failed"),
+    *("protocol.one_model_a_category", "protocol.started_from", "failed"),
     *(f"protocol.{key}" for key in TRANSDUCTIVE_ITEMS),
 )
 """Paths of items that are absent where they do not apply."""
