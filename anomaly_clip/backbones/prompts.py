@@ -29,6 +29,7 @@ from anomaly_clip.files import cache_folder
 from anomaly_clip.progress import track
 
 __all__ = [
+    "STATES_WINCLIP",
     "Method",
     "PromptEnsemble",
     "RVSSettings",
@@ -62,6 +63,16 @@ STATES_ABNORMAL = (
     "{} with crack",
     "{} with contamination",
 )
+STATES_WINCLIP = (
+    "{}",
+    "flawless {}",
+    "perfect {}",
+    "unblemished {}",
+    "{} without flaw",
+    "{} without defect",
+    "{} without damage",
+)
+"""States of a normal object of WinCLIP, which APRIL-GAN shares."""
 TEMPLATES = (
     "a cropped photo of the {}.",
     "a cropped photo of a {}.",

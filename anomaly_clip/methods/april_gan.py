@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, unit
-from anomaly_clip.backbones.prompts import PromptEnsemble, RVSSettings
+from anomaly_clip.backbones.prompts import STATES_WINCLIP, PromptEnsemble, RVSSettings
 from anomaly_clip.backbones.surgery import encode_layers, stage_ends
 from anomaly_clip.maps import image_score, patches_to_map
 from anomaly_clip.methods.auxiliary_training import AuxiliaryTraining
@@ -36,17 +36,8 @@ from anomaly_clip.records import Batch, Scores, UseOfShots
 
 __all__ = ["APRILGAN", "Memory"]
 
-STATES_NORMAL = (
-    "{}",
-    "flawless {}",
-    "perfect {}",
-    "unblemished {}",
-    "{} without flaw",
-    "{} without defect",
-    "{} without damage",
-)
 STATES_ABNORMAL = ("damaged {}", "broken {}", "{} with flaw", "{} with defect", "{} with damage")
-PROMPTS = PromptEnsemble(list(STATES_NORMAL), list(STATES_ABNORMAL), "april_gan")
+PROMPTS = PromptEnsemble(list(STATES_WINCLIP), list(STATES_ABNORMAL), "april_gan")
 BETAS = (0.5, 0.999)  # of Adam
 
 Memory = tuple[Tensor, ...]

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -69,7 +68,6 @@ class AnomalyCLIP(AuxiliaryTraining):
         {"evaluator", "sigma", "inference", "feature_cache_gb", "prompts_file"}
     )
     init_only_arguments: ClassVar[frozenset[str]] = frozenset({"prompts_file"})
-    token_code: ClassVar[tuple[ModuleType, ...]] = ()
 
     def __init__(
         self,
@@ -211,7 +209,8 @@ class AnomalyCLIP(AuxiliaryTraining):
             image = unit(tokens["image"])
             maps = self.layer_maps(patches, text, (self.image_size, self.image_size))
             if self.is_crane:
-                image = pooled(image, patches.mean(dim=0), self.probability(patches.mean(0), text))
+                mean = patches.mean(dim=0)
+                image = pooled(image, mean, self.probability(mean, text))
                 total = maps.mean(dim=0)
             else:
                 total = maps.sum(dim=0)

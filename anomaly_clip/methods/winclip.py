@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, unit
-from anomaly_clip.backbones.prompts import PromptEnsemble, RVSSettings
+from anomaly_clip.backbones.prompts import STATES_WINCLIP, PromptEnsemble, RVSSettings
 from anomaly_clip.constant_tensors import cached_tensor, has_values
 from anomaly_clip.errors import check_above
 from anomaly_clip.maps import patches_to_map
@@ -28,17 +28,8 @@ from anomaly_clip.records import Scores
 
 __all__ = ["Embeddings", "WinCLIP", "association", "harmonic_map", "window_patches"]
 
-STATES_NORMAL = (
-    "{}",
-    "flawless {}",
-    "perfect {}",
-    "unblemished {}",
-    "{} without flaw",
-    "{} without defect",
-    "{} without damage",
-)
 STATES_ABNORMAL = ("damaged {}", "{} with flaw", "{} with defect", "{} with damage")
-PROMPTS = PromptEnsemble(list(STATES_NORMAL), list(STATES_ABNORMAL))
+PROMPTS = PromptEnsemble(list(STATES_WINCLIP), list(STATES_ABNORMAL))
 TOKENS_AT_ONCE = {"cpu": 1024, "else": 65536}
 """Maximum number of window tokens per pass, so that activations stay in the processor's cache."""
 
