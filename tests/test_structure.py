@@ -15,7 +15,7 @@ MEDIAN = 180
 TESTED = 0.75
 CLOSURES = {
     "sdp": 33,
-    "padim": 27,
+    "padim": 36,
     "clip_ada": 36,
     "sdp_plus": 37,
     "object_agnostic": 37,

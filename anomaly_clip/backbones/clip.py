@@ -150,6 +150,28 @@ class CLIPBackbone(FrozenBackbone):
         return int(height)
 
     @property
+    def grid_size(self) -> tuple[int, int]:
+        """Rows and columns of the grid of patches."""
+        rows, columns = self.visual.grid_size
+        return int(rows), int(columns)
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Number of tokens before the patches: the class token."""
+        return 1
+
+    @property
+    def channels(self) -> dict[Any, int]:
+        """Number of channels per layer, the same for all."""
+        width = int(self.visual.conv1.out_channels)
+        return dict.fromkeys(range(1, self.num_layers + 1), width)
+
+    @property
+    def strides(self) -> dict[Any, int]:
+        """Stride in pixels per layer: the side of a patch."""
+        return dict.fromkeys(range(1, self.num_layers + 1), self.patch_size)
+
+    @property
     def vocabulary(self) -> list[str]:
         """Whole words of the tokenizer that consist of ASCII letters."""
         ends = (
@@ -266,6 +288,25 @@ class CLIPBackbone(FrozenBackbone):
                 if number in layers:
                     outputs.append(Tokens(tokens, self.project(tokens)))
         return outputs
+
+    def image_vectors(self, tokens: Tokens) -> Tensor:
+        """Return the image embeddings ``(B, D)``, from the tokens of the last layer."""
+        return tokens.projected[:, 0]
+
+    def feature_maps(
+        self, images: Tensor, layers: Sequence[int], *, norm: bool = False
+    ) -> list[Tensor]:
+        """Return the patches of the requested layers as feature maps ``(B, W, h, w)``.
+
+        Args:
+            images: uint8 ``(B, 3, S, S)``, or floating point and already normalised.
+            layers: 1-based layer numbers, ascending.
+            norm: Whether to apply the final norm, LN_post.
+        """
+        with self.out_of_autocast():
+            patches = [tokens.raw[:, self.num_prefix_tokens :] for tokens in self(images, layers)]
+            normed = [self.visual.ln_post(part) if norm else part for part in patches]
+            return [part.mT.unflatten(2, self.grid_size) for part in normed]
 
     def check_layers(self, layers: Sequence[int] | None) -> list[int]:
         """Return 1-based layer numbers, the last layer by default.
