@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any, cast
 
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, from_checkpoint
 from anomaly_clip.backbones.cnn import IMAGENET, MEAN, STD, CNNBackbone, CNNSettings
 from anomaly_clip.backbones.frozen import check_settings
 from anomaly_clip.backbones.vit import AUTO, ViTBackbone, ViTSettings, is_vit
+from anomaly_clip.backbones.weight_sources import looks_like_file
+from anomaly_clip.errors import suggest
 from anomaly_clip.records import DEMO
 
 __all__ = [
@@ -84,6 +87,7 @@ def settings_of(
 
 
 def _resolved(settings: BackboneSettings) -> CNNSettings | ViTSettings:
+    _check_name(settings.name)
     if not _is_timm(settings.name):
         weights = IMAGENET if settings.weights == AUTO else settings.weights
         mean, std = settings.mean or list(MEAN), settings.std or list(STD)
@@ -153,7 +157,7 @@ def check_kind(backbone: object) -> None:
         default = CLIPSettings.name if is_clip else BackboneSettings.name
         name = str(given.get("name", default))
         _check_options(given, is_clip)
-    if not is_clip and _is_clip(name):
+    if not is_clip and not _is_cnn(name) and _is_clip(name):  # open_clip is slow to import
         raise ValueError(
             f"backbone.name {name} is a CLIP model: give its weights with "
             f"model.backbone.pretrained, and no options of CNNs and ViTs (model.backbone.weights, "
@@ -179,10 +183,39 @@ def _check_options(given: Mapping[str, Any], is_clip: bool) -> None:
         )
 
 
-def _is_cnn(name: str) -> bool:
+def _check_name(name: str) -> None:
+    """Check that torchvision or timm has a model of a name.
+
+    Raises:
+        ValueError: If neither has.
+    """
+    if _is_cnn(name) or (name and is_vit(name)):
+        return
+    if not name or name == "None":
+        raise ValueError(
+            "backbone.name is empty; use a CNN, such as resnet18, or a ViT, such as "
+            "vit_small_patch14_dinov2"
+        )
+    import timm
+
+    if looks_like_file(name) and Path(name).expanduser().exists():
+        raise ValueError(
+            f"backbone.name {name} is a file: give it as model.backbone.weights, and the name of "
+            f"its architecture as model.backbone.name"
+        )
+    typed = name.replace("\\", "/").rpartition("/")[2].partition(".")[0].lower()
+    hint = suggest(typed, {*_cnns(), *timm.list_models()}) or "use resnet18, for example"
+    raise ValueError(f"backbone.name {name}: neither torchvision nor timm has such a model; {hint}")
+
+
+def _cnns() -> list[str]:
     from torchvision import models
 
-    return name in models.list_models(module=models)
+    return list(models.list_models(module=models))
+
+
+def _is_cnn(name: str) -> bool:
+    return name in _cnns()
 
 
 def _is_timm(name: str) -> bool:
