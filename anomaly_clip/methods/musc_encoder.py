@@ -113,8 +113,9 @@ def encode(
         numbers = sorted({*map(int, layers), last})
         tokens = dict(zip(numbers, backbone(images, numbers), strict=True))
         vectors = tokens[last].projected[:, 0]  # (B, D)
-        patches = [tokens[int(layer)].raw[:, 1:].mT for layer in layers]  # (B, W, N)
-        grids = [p.unflatten(2, backbone.visual.grid_size) for p in patches]  # (B, W, g, g)
+        first = backbone.num_prefix_tokens
+        patches = [tokens[int(layer)].raw[:, first:].mT for layer in layers]  # (B, W, N)
+        grids = [p.unflatten(2, backbone.grid_size) for p in patches]  # (B, W, g, g)
     else:
         features = backbone(images)
         grids = [features[str(layer)] for layer in layers]  # (B, C, h, w)
