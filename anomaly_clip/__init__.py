@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         SDP,
         TAB,
         AnomalyCLIP,
+        AnomalyDINO,
         AnomalyMethod,
         Contrastive,
         LinearProbe,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
         RegAD,
         SDPPlus,
         SimpleNet,
+        SubspaceAD,
         WinCLIP,
     )
     from anomaly_clip.prediction import Prediction
@@ -71,6 +73,7 @@ __all__ = [
     "SDP",
     "TAB",
     "AnomalyCLIP",
+    "AnomalyDINO",
     "AnomalyData",
     "AnomalyMethod",
     "BrainMRI",
@@ -98,6 +101,7 @@ __all__ = [
     "RunWriter",
     "SDPPlus",
     "SimpleNet",
+    "SubspaceAD",
     "VisA",
     "WinCLIP",
     "__version__",
@@ -124,7 +128,8 @@ _MODULES = {
     "report": "reporting.report",
     **dict.fromkeys(("CLIPADA", "RD4AD", "SDP", "TAB", "AnomalyMethod", "Contrastive"), "methods"),
     **dict.fromkeys(("LinearProbe", "PaDiM", "PatchCore", "RegAD", "SDPPlus"), "methods"),
-    **dict.fromkeys(("APRILGAN", "AnomalyCLIP", "MuSc", "SimpleNet", "WinCLIP"), "methods"),
+    **dict.fromkeys(("APRILGAN", "AnomalyCLIP", "AnomalyDINO", "MuSc"), "methods"),
+    **dict.fromkeys(("SimpleNet", "SubspaceAD", "WinCLIP"), "methods"),
 }
 """Module of each name; those of data sets are in ``data``."""
 

@@ -35,7 +35,7 @@ from anomaly_clip.data.samples import Sample
 from anomaly_clip.decisions.calibration import CategoryCalibration
 from anomaly_clip.decisions.conformal import binomial_interval
 from anomaly_clip.methods import PaDiM, PatchCore
-from anomaly_clip.methods.cnn_method import FittedMethod
+from anomaly_clip.methods.feature_method import FittedMethod
 
 SIDE, BATCH = 224, 16
 FITTED, CALIBRATED, DRAWS = 200, 100, 20

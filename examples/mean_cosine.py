@@ -8,7 +8,7 @@ from torch import Tensor
 
 from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
 from anomaly_clip.maps import gaussian_blur, image_score, patches_to_map
-from anomaly_clip.methods.cnn_method import FittedMethod
+from anomaly_clip.methods.feature_method import FittedMethod
 from anomaly_clip.metrics.evaluator import EvaluatorSettings
 from anomaly_clip.records import Batch, Scores
 

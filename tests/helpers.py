@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from anomaly_clip.backbones.prompts import PromptEnsemble, RVSSettings
 from anomaly_clip.methods import SDPPlus
-from anomaly_clip.methods.cnn_method import FittedMethod
+from anomaly_clip.methods.feature_method import FittedMethod
 
 SMALL_CLIP = {
     "embed_dim": 16,

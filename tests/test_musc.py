@@ -273,10 +273,12 @@ def test_a_grid_averages_the_layers_of_a_cnn(cnn: CNNBackbone) -> None:
     close(scores["anomaly_map"], patches_to_map(maps, (64, 64), align_corners=True), 2e-3)
 
 
-def test_extreme_features_fit_half_precision() -> None:
+def test_extreme_features_fit_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     features = {"fine": 1e6 * torch.randn(2, 5, 4, 4), "coarse": torch.randn(2, 5, 4, 4)}
-    backbone: Any = lambda images: features  # noqa: E731
+    backbone = CNNBackbone.__new__(CNNBackbone)
+    maps: Any = lambda self, images, layers: [features[name] for name in layers]  # noqa: E731
+    monkeypatch.setattr(CNNBackbone, "feature_maps", maps)
     encoded = encode(backbone, ["fine", "coarse"], torch.zeros(2, 3, 8, 8))
     assert torch.equal(encoded["coarse"], features["coarse"])
     assert encoded["fine"].half().isfinite().all()
@@ -309,7 +311,7 @@ def test_a_category_of_one_image_is_refused(tiny_clip: CLIPBackbone, categories:
         ({"grid": 0}, "model.grid"),
         ({"start": 1}, "model.start"),
         ({"feature_cache_gb": -1}, "model.feature_cache_gb"),
-        ({"image_size": 64}, "model.image_size 64 is for CNNs"),
+        ({"image_size": 64}, "model.image_size 64 differs"),
     ],
 )
 def test_wrong_settings(tiny_clip: CLIPBackbone, options: dict[str, Any], message: str) -> None:
@@ -334,7 +336,14 @@ def test_layers_of_a_cnn_are_listed_finest_first(cnn: CNNBackbone) -> None:
             "image_size is no option of a",
         ),
         ({"name": "demo", "pretrained": "demo", "mean": [0, 0, 0]}, "mean is no option of a CLIP"),
-        ({"name": "resnet18"}, "resnet18 is a CNN: give its weights with model.backbone.weights"),
+        (
+            {"name": "resnet18", "pretrained": "random"},
+            "resnet18 is a CNN: give its weights with model.backbone.weights",
+        ),
+        (
+            {"name": "vit_tiny_patch16_224", "pretrained": "random"},
+            "is a ViT without texts: give its weights with model.backbone.weights",
+        ),
         ({"name": "ViT-B-16", "weights": "random"}, "ViT-B-16 is a CLIP model: give its weights"),
         (CNNSettings("demo", "random"), "demo is a CLIP model"),
         ("resnet18", "backbone 'resnet18': give its settings"),

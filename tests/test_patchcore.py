@@ -20,7 +20,7 @@ from torch.testing import assert_close
 
 from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
 from anomaly_clip.cli import main
-from anomaly_clip.methods import PatchCore, patchcore
+from anomaly_clip.methods import PatchCore, feature_method, patchcore
 from anomaly_clip.methods.patchcore import nearest_rows
 from anomaly_clip.testing.processes import run_command
 
@@ -205,7 +205,7 @@ def test_patches_are_put_in_the_order_of_their_images() -> None:
     patches = torch.arange(12.0).view(6, 2, 1)  # two patches per image
     order = torch.tensor([4, 0, 2, 5, 1, 3])  # as gathered from the processes
     parts = [(rows, patches[rows]) for rows in order.split([1, 3, 2])]
-    assert_close(patchcore._in_order(parts), patches.flatten(0, 1), atol=0, rtol=0)
+    assert_close(feature_method._in_order(parts), patches.flatten(0, 1), atol=0, rtol=0)
     assert parts == []  # each part is freed after it is copied
 
 

@@ -107,7 +107,7 @@ class Mine({bases}): ...
 
 def test_a_class_of_the_working_folder(tmp_path: Path) -> None:
     (tmp_path / "my_module.py").write_text(
-        '''from anomaly_clip.methods.cnn_method import FittedMethod
+        '''from anomaly_clip.methods.feature_method import FittedMethod
 raise SystemExit("imported")
 class Mine(FittedMethod):
     """A method. With more.

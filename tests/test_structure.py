@@ -15,7 +15,7 @@ MEDIAN = 180
 TESTED = 0.75
 CLOSURES = {
     "sdp": 37,
-    "padim": 27,
+    "padim": 40,
     "clip_ada": 39,
     "sdp_plus": 41,
     "object_agnostic": 41,

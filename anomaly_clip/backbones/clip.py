@@ -197,6 +197,16 @@ class CLIPBackbone(FrozenBackbone):
         return tower.blocks()
 
     @property
+    def channels(self) -> dict[Any, int]:
+        """Number of channels per layer, the same for all."""
+        return dict.fromkeys(range(1, self.num_layers + 1), self.width)
+
+    @property
+    def strides(self) -> dict[Any, int]:
+        """Stride in pixels per layer: the side of a patch."""
+        return dict.fromkeys(range(1, self.num_layers + 1), self.patch_size)
+
+    @property
     def vocabulary(self) -> list[str]:
         """Whole words of the tokenizer that consist of ASCII letters."""
         return self.tokenizer.vocabulary
@@ -351,6 +361,26 @@ class CLIPBackbone(FrozenBackbone):
         outputs = self.encode_layers(images, self.check_layers(layers))
         with self.out_of_autocast():
             return [Tokens(tokens, self.embeddings(tokens)) for tokens in outputs]
+
+    def image_vectors(self, tokens: Tokens) -> Tensor:
+        """Return the image embeddings ``(B, D)``, from the tokens of the last layer."""
+        return tokens.projected[:, 0]
+
+    def feature_maps(
+        self, images: Tensor, layers: Sequence[int], *, norm: bool = False
+    ) -> list[Tensor]:
+        """Return the patches of the requested layers as feature maps ``(B, W, h, w)``.
+
+        Args:
+            images: uint8 ``(B, 3, S, S)``, or floating point and already normalised.
+            layers: 1-based layer numbers, ascending.
+            norm: Whether to apply the final norm (CLIP: LN_post).
+        """
+        first = self.num_prefix_tokens
+        outputs = self.encode_layers(images, self.check_layers(layers))
+        with self.out_of_autocast():
+            patches = [self.normed(tokens) if norm else tokens for tokens in outputs]
+            return [part[:, first:].mT.unflatten(2, self.grid_size) for part in patches]
 
     def check_layers(self, layers: Sequence[int] | None) -> list[int]:
         """Return 1-based layer numbers, the last layer by default.

@@ -24,7 +24,7 @@ from anomaly_clip.errors import reason, suggest
 from anomaly_clip.progress import say
 from anomaly_clip.records import RANDOM
 
-__all__ = ["IMAGENET", "CNNBackbone", "CNNSettings", "load_network", "read_state"]
+__all__ = ["IMAGENET", "MEAN", "STD", "CNNBackbone", "CNNSettings", "load_network", "read_state"]
 
 IMAGENET = "imagenet"
 """Value of ``weights`` that selects torchvision's ImageNet weights."""
@@ -115,9 +115,9 @@ class CNNBackbone(FrozenBackbone):
         nodes = _nodes(model, name, layers)
         self.features = create_feature_extractor(model.eval(), nodes).requires_grad_(False).eval()
         shapes = self._probe()
-        self.channels = {layer: shape[1] for layer, shape in shapes.items()}
+        self.channels: dict[Any, int] = {layer: shape[1] for layer, shape in shapes.items()}
         """Number of channels per layer."""
-        self.strides = {
+        self.strides: dict[Any, int] = {
             layer: stride_of(shape, PROBE) for layer, shape in shapes.items() if len(shape) == 4
         }
         """Stride in pixels per spatial layer."""
@@ -212,6 +212,19 @@ class CNNBackbone(FrozenBackbone):
             )
         with self.out_of_autocast():
             return self.features(self.normalise(images))
+
+    def feature_maps(
+        self, images: Tensor, layers: Sequence[str], *, norm: bool = False
+    ) -> list[Tensor]:
+        """Return the features of spatial layers, ``(B, C, h, w)`` each.
+
+        Args:
+            images: uint8 ``(B, 3, H, W)``, or floating point and already normalised.
+            layers: Names of layers.
+            norm: No effect, as CNNs have no final norm.
+        """
+        features = self(images)
+        return [features[layer] for layer in layers]
 
 
 def load_network(name: str, weights: str) -> nn.Module:

@@ -20,7 +20,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from anomaly_clip.backbones.cnn import CNNBackbone
+from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
 from anomaly_clip.commands.batch import (
     DryRunCLI,
     check_directory,
@@ -35,7 +35,7 @@ from anomaly_clip.commands.interruption import advise
 from anomaly_clip.commands.library_messages import quieten
 from anomaly_clip.errors import UserError, user_errors
 from anomaly_clip.files import write_csv, write_json
-from anomaly_clip.methods.cnn_method import CNNMethod
+from anomaly_clip.methods.feature_method import FeatureMethod
 from anomaly_clip.methods.linear_probe import LinearProbe
 from anomaly_clip.metrics.classification import CLASS_METRICS
 from anomaly_clip.metrics.evaluator import MetricValues, uncertain_metrics, with_means
@@ -247,9 +247,9 @@ def _check_buildable(
         _ = plan.datamodule.categories
         method = plan.model
         backbone = (
-            method.backbone_settings if isinstance(method, (CNNMethod, LinearProbe)) else None
+            method.backbone_settings if isinstance(method, (FeatureMethod, LinearProbe)) else None
         )
-        if layer and backbone is not None:
+        if layer and isinstance(backbone, CNNSettings):
             CNNBackbone(backbone.name, backbone.weights, [layer])
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
 from jsonargparse import Namespace
 
 from anomaly_clip.backbones.clip import CLIPSettings, from_checkpoint
+from anomaly_clip.backbones.towers import BackboneSettings, settings_of
 
 __all__ = ["are_equal", "comparable", "take_activation"]
 
@@ -36,6 +38,9 @@ def comparable(settings: Any, name: str, is_hashed: bool) -> Any:
         return settings
     if _is_clip(settings):
         settings = asdict(CLIPSettings(**settings))
+    elif name == "backbone" and set(settings) <= set(BackboneSettings.__dataclass_fields__):
+        with suppress(ValueError):  # settings that are refused with their reason later
+            settings = asdict(settings_of(settings))
     if name == "text":
         return settings
     left_out = (*SOURCE, *(HASHED if is_hashed else ()))

@@ -1,5 +1,6 @@
 """Methods of visual anomaly detection."""
 
+from anomaly_clip.methods.anomaly_dino import AnomalyDINO
 from anomaly_clip.methods.april_gan import APRILGAN
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.methods.clip_ada import CLIPADA
@@ -14,6 +15,7 @@ from anomaly_clip.methods.regad import RegAD
 from anomaly_clip.methods.sdp import SDP
 from anomaly_clip.methods.sdp_plus import SDPPlus
 from anomaly_clip.methods.simplenet import SimpleNet
+from anomaly_clip.methods.subspace_ad import SubspaceAD
 from anomaly_clip.methods.tab import TAB
 from anomaly_clip.methods.winclip import WinCLIP
 
@@ -24,6 +26,7 @@ __all__ = [
     "SDP",
     "TAB",
     "AnomalyCLIP",
+    "AnomalyDINO",
     "AnomalyMethod",
     "Contrastive",
     "LinearProbe",
@@ -33,5 +36,6 @@ __all__ = [
     "RegAD",
     "SDPPlus",
     "SimpleNet",
+    "SubspaceAD",
     "WinCLIP",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,12 +11,16 @@ from torch import Tensor
 from anomaly_clip.errors import Diverged
 from anomaly_clip.progress import track
 
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
 __all__ = [
     "FewSampleGaussians",
     "Moments",
     "RunningMoments",
     "few_sample_gaussians",
     "inverse_factor",
+    "merged_moments",
 ]
 
 AT_ONCE = 64
@@ -96,6 +100,25 @@ class RunningMoments:
             self._products[chunk].baddbmm_(centred.mT, centred)
         self.num_images += sum(len(part) for part in waiting)
         self._waiting = []
+
+
+def merged_moments(local: Moments, trainer: Trainer) -> Moments:
+    """Return the mean and scatter of the features of all processes.
+
+    Args:
+        local: Those of this process.
+        trainer: The trainer of the fit.
+    """
+    strategy = trainer.strategy
+    if trainer.world_size == 1:
+        return local
+    number = torch.tensor(float(local.num_images), device=strategy.root_device)
+    count = strategy.reduce(number, reduce_op="sum")
+    total = strategy.reduce(local.num_images * local.mean, reduce_op="sum")
+    mean = total / count
+    shift = local.mean - mean
+    scatter = local.scatter + local.num_images * shift.unsqueeze(2) * shift.unsqueeze(1)
+    return Moments(int(count), mean, strategy.reduce(scatter, reduce_op="sum"))
 
 
 def inverse_factor(scatter: Tensor, num_images: int, regularization: float) -> Tensor:

@@ -14,21 +14,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from itertools import product
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings
+from anomaly_clip.backbones.clip import CLIPSettings
 from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
 from anomaly_clip.backbones.surgery import stage_ends
+from anomaly_clip.backbones.towers import AnyBackbone, AnySettings, settings_of, tower_of
 from anomaly_clip.errors import check_at_least, check_choice
 from anomaly_clip.maps import image_score, resize_maps
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.methods.musc_encoder import (
     CLASS_VECTOR,
-    check_kind,
     class_vectors,
     encoder_of,
     halves,
@@ -78,10 +78,11 @@ class MuSc(AnomalyMethod):
     """Zero-shot detection by mutual scoring (MuSc, arXiv 2401.16753; docs/methods/musc.md).
 
     Args:
-        backbone: A CLIP model, or a CNN if ``weights`` are given in place of ``pretrained``.
-        layers: Layers of the patch features. Of a CLIP model: 1-based block numbers; default: the
-            ends of its four quarters. Of a CNN: layer names, finest first; default: layer2 and
-            layer3 of a ResNet.
+        backbone: A CLIP model, or a CNN or a ViT if ``weights`` are given in place of
+            ``pretrained``.
+        layers: Layers of the patch features. Of a CLIP model or a ViT: 1-based block numbers;
+            default: the ends of its four quarters. Of a CNN: layer names, finest first; default:
+            layer2 and layer3 of a ResNet.
         r_list: Sides of the neighbourhoods over which patches are averaged, in patches: odd
             numbers; default: 1, 3 and 5.
         interval: Images whose distances are averaged, of those that a patch is compared with, from
@@ -90,8 +91,8 @@ class MuSc(AnomalyMethod):
         k_list: Numbers of images with similar class vectors over which image scores are averaged,
             including the image itself; [0]: image scores stay as they are. auto: 1, 8 and 9 on
             VisA, 1, 2 and 3 elsewhere (published).
-        image_size: Side of the square images of a CNN, in pixels; default: 256. The size of a CLIP
-            model is set by backbone.image_size.
+        image_size: Side of the square images, in pixels; default: 256 for a CNN, otherwise that of
+            the backbone's weights.
         grid: Side of the grid of patches that are compared, to which features are averaged or
             interpolated (ours); default: that of the finest layer.
         scoring: batch: the images of a category are compared with all others (the paper). online:
@@ -110,11 +111,11 @@ class MuSc(AnomalyMethod):
     can_be_fitted: ClassVar[bool] = False
     transductive: ClassVar[bool] = True
     use_of_shots: ClassVar[UseOfShots] = "none"
-    backbone: CLIPBackbone | CNNBackbone
+    backbone: AnyBackbone
 
     def __init__(
         self,
-        backbone: CLIPSettings | CNNSettings | CLIPBackbone | CNNBackbone = CLIPSettings(),
+        backbone: AnySettings | AnyBackbone = CLIPSettings(),
         layers: list[int] | list[str] | None = None,
         r_list: list[int] | None = None,
         interval: list[int | float] | None = None,
@@ -161,7 +162,7 @@ class MuSc(AnomalyMethod):
 
     def _take_backbone(
         self,
-        backbone: CLIPSettings | CNNSettings | CLIPBackbone | CNNBackbone | Mapping[str, Any],
+        backbone: AnySettings | AnyBackbone | Mapping[str, Any],
         layers: Sequence[int] | Sequence[str] | None,
         image_size: int | None,
     ) -> None:
@@ -170,33 +171,23 @@ class MuSc(AnomalyMethod):
         Raises:
             ValueError: If the backbone has no such layers, or sets the image size itself.
         """
-        check_kind(backbone)
-        if isinstance(backbone, Mapping):  # as checkpoints have it
-            kind: Any = CNNSettings.of if "weights" in backbone else CLIPBackbone.of
-            return self._take_backbone(kind(backbone), layers, image_size)
-        if isinstance(backbone, (CLIPSettings, CLIPBackbone)):
-            tower = self.backbone = CLIPBackbone.of(backbone)
-            if image_size not in (None, tower.image_size):
-                raise ValueError(
-                    f"model.image_size {image_size} is for CNNs: set model.backbone.image_size of "
-                    f"{tower.settings.name}"
-                )
-            numbers = stage_ends(tower.num_layers) if layers is None else layers
-            self.layers: list[int] | list[str] = tower.check_layers(numbers)  # type: ignore[arg-type]
-            self._image_size = tower.image_size
-            return None
-        if isinstance(backbone, CNNBackbone):
-            cnn = self.backbone = backbone
+        given = backbone if isinstance(backbone, get_args(AnyBackbone)) else settings_of(backbone)
+        needed = layers
+        if isinstance(given, CNNSettings):
+            needed = [str(name) for name in layers or given.layers or RESNET_LAYERS]
+            given = replace(given, layers=None)
+        tower = self.backbone = tower_of(given, needed, image_size)
+        if isinstance(tower, CNNBackbone):
+            names = list(tower.strides) if needed is None else needed
+            self.layers: list[int] | list[str] = tower.check_layers(names)  # type: ignore[arg-type]
+            self._image_size = CNN_SIZE if image_size is None else image_size
+            check_at_least("model.image_size", self._image_size, 32)
         else:
-            names = [str(name) for name in layers or backbone.layers or RESNET_LAYERS]
-            # Naming the layers avoids computing those after the last one.
-            cnn = self.backbone = CNNBackbone.of(replace(backbone, layers=names))
-        self.layers = cnn.check_layers(list(cnn.strides) if layers is None else layers)  # type: ignore[arg-type]
+            numbers = stage_ends(tower.num_layers) if layers is None else layers
+            self.layers = tower.check_layers(numbers)  # type: ignore[arg-type]
+            self._image_size = tower.image_size
         if len(set(self.layers)) < len(self.layers):  # features are stored by name
             raise ValueError(f"model.layers names a layer twice, got {self.layers}: leave one out")
-        self._image_size = CNN_SIZE if image_size is None else image_size
-        check_at_least("model.image_size", self._image_size, 32)
-        return None
 
     @property
     def image_size(self) -> int:

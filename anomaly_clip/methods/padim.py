@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
+from anomaly_clip.backbones.towers import AnyBackbone, AnySettings, BackboneSettings
 from anomaly_clip.errors import check_above, check_at_least
 from anomaly_clip.maps import gaussian_blur, image_score, patches_to_map
-from anomaly_clip.methods.cnn_method import FittedMethod, feature_sums
-from anomaly_clip.methods.gaussians import Moments, RunningMoments, inverse_factor
+from anomaly_clip.methods.feature_method import FittedMethod, feature_sums
+from anomaly_clip.methods.gaussians import RunningMoments, inverse_factor, merged_moments
 from anomaly_clip.metrics.evaluator import EvaluatorSettings
 from anomaly_clip.records import Batch, Scores
 
@@ -31,9 +30,11 @@ class PaDiM(FittedMethod):
     """One Gaussian per position (PaDiM, arXiv 2011.08785).
 
     Args:
-        backbone: The CNN; by default, it returns the ``layers`` of this method.
+        backbone: A CNN or a ViT or, if ``pretrained`` is given in place of ``weights``, a CLIP
+            model.
         image_size: Side of the square input images, in pixels.
-        layers: Layers whose features are concatenated, finest first.
+        layers: Layers whose features are concatenated, finest first: names of a CNN's, or 1-based
+            numbers of blocks, of which layer1 to layer4 are the last ones of the four quarters.
         num_channels: Number of channels kept, or null for all. The default keeps 100 of the 448
             channels that the layers of ResNet-18 have.
         channel_seed: Seed of the random choice of channels. The default chooses the same channels
@@ -45,6 +46,7 @@ class PaDiM(FittedMethod):
         evaluator: Settings of the metrics.
     """
 
+    any_tower: ClassVar[bool] = True
     fitted_buffers: ClassVar[tuple[str, ...]] = ("mean", "factor")
     inference_arguments: ClassVar[frozenset[str]] = frozenset({"evaluator", "sigma", "blur_border"})
     mean: Tensor
@@ -60,9 +62,9 @@ class PaDiM(FittedMethod):
 
     def __init__(
         self,
-        backbone: CNNSettings | CNNBackbone = CNNSettings(),
+        backbone: AnySettings | AnyBackbone = BackboneSettings(),
         image_size: int = 224,
-        layers: Sequence[str] = ("layer1", "layer2", "layer3"),
+        layers: Sequence[int] | Sequence[str] = ("layer1", "layer2", "layer3"),
         num_channels: int | None = 100,
         channel_seed: int = 1024,
         regularization: float = 0.01,
@@ -76,7 +78,7 @@ class PaDiM(FittedMethod):
         if num_channels is not None and not 1 <= num_channels <= total:
             raise ValueError(
                 f"model.num_channels must be between 1 and {total}, the number of channels of "
-                f"{', '.join(self.layers)}, got {num_channels}"
+                f"{', '.join(map(str, self.layers))}, got {num_channels}"
             )
         check_above("model.regularization", regularization, 0)
         check_at_least("model.sigma", sigma, 0)
@@ -90,9 +92,7 @@ class PaDiM(FittedMethod):
         self._arrange()
         self.register_load_state_dict_post_hook(_arrange_loaded)
         self.save_hyperparameters(ignore=["backbone", "layers", "evaluator"])
-        self.save_hyperparameters(
-            {"backbone": asdict(self.backbone_settings), "layers": list(self.layers)}
-        )
+        self.save_hyperparameters(self.plain_settings(layers))
         self._moments = RunningMoments()
 
     def on_fit_start(self) -> None:
@@ -112,7 +112,7 @@ class PaDiM(FittedMethod):
         Raises:
             ValueError: If there are fewer than two training images.
         """
-        moments = self.merged(self._moments.take())
+        moments = merged_moments(self._moments.take(), self.trainer)
         if moments.num_images < 2:
             advice = "add images" if self.data is None else self.data.more_training_images()
             raise ValueError(
@@ -121,20 +121,6 @@ class PaDiM(FittedMethod):
             )
         factor = inverse_factor(moments.scatter, moments.num_images, self.regularization)
         self.keep(mean=moments.mean, factor=factor)
-
-    def merged(self, local: Moments) -> Moments:
-        """Return the mean and scatter over all processes."""
-        strategy = self.trainer.strategy
-        if self.trainer.world_size == 1:
-            return local
-        count = strategy.reduce(
-            torch.tensor(float(local.num_images), device=self.device), reduce_op="sum"
-        )
-        total = strategy.reduce(local.num_images * local.mean, reduce_op="sum")
-        mean = total / count
-        shift = local.mean - mean
-        scatter = local.scatter + local.num_images * shift.unsqueeze(2) * shift.unsqueeze(1)
-        return Moments(int(count), mean, strategy.reduce(scatter, reduce_op="sum"))
 
     @torch.no_grad()
     def score(self, images: Tensor, categories: list[str]) -> Scores:
@@ -152,12 +138,12 @@ class PaDiM(FittedMethod):
 
         Selecting channels before coarse layers are upsampled gives the same result with less work.
         """
-        features = self.backbone(images)
-        size = features[self.layers[0]].shape[-2:]
+        features = self.backbone.feature_maps(images, self.layers)
+        size = features[0].shape[-2:]
         parts = []
-        for layer, within in zip(self.layers, self.within.split(self._counts), strict=True):
+        for maps, within in zip(features, self.within.split(self._counts), strict=True):
             if len(within):
-                chosen = features[layer][:, within]
+                chosen = maps[:, within]
                 if chosen.shape[-2:] != size:
                     chosen = F.interpolate(chosen, size, mode="nearest")
                 parts.append(chosen)

@@ -10,20 +10,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
-import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor
 
-from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
+from anomaly_clip.backbones.towers import AnyBackbone, AnySettings, BackboneSettings
 from anomaly_clip.errors import check_at_least, check_between
 from anomaly_clip.maps import gaussian_blur, resize_maps
 from anomaly_clip.memory import available_memory
-from anomaly_clip.methods.cnn_method import FittedMethod, feature_sums
 from anomaly_clip.methods.coreset import k_centre_greedy, project, projected_width
+from anomaly_clip.methods.feature_method import FittedMethod, feature_sums
 from anomaly_clip.metrics.evaluator import EvaluatorSettings
 from anomaly_clip.progress import duration, say
 from anomaly_clip.records import Batch, Scores
@@ -43,10 +41,12 @@ class PatchCore(FittedMethod):
     """A memory bank of patches of normal images (PatchCore, arXiv 2106.08265).
 
     Args:
-        backbone: The CNN; by default, it returns the ``layers`` of this method.
+        backbone: A CNN or a ViT or, if ``pretrained`` is given in place of ``weights``, a CLIP
+            model.
         image_size: Side of the square input images, in pixels.
-        layers: Layers, finest first. Their features are averaged over 3 x 3 positions and then
-            concatenated.
+        layers: Layers, finest first: names of a CNN's, or 1-based numbers of blocks, of which
+            layer1 to layer4 are the last ones of the four quarters. Their features are averaged
+            over 3 x 3 positions and then concatenated.
         coreset: Share of all training patches kept in the bank.
         projection_eps: The coreset is selected from randomly projected patches; this is the
             relative error allowed for their squared distances. 0 turns the projection off.
@@ -63,6 +63,7 @@ class PatchCore(FittedMethod):
         evaluator: Settings of the metrics.
     """
 
+    any_tower: ClassVar[bool] = True
     fitted_buffers: ClassVar[tuple[str, ...]] = ("bank",)
     inference_arguments: ClassVar[frozenset[str]] = frozenset(
         {"evaluator", "sigma", "blur_border", "upsampling", "num_neighbours"}
@@ -72,9 +73,9 @@ class PatchCore(FittedMethod):
 
     def __init__(
         self,
-        backbone: CNNSettings | CNNBackbone = CNNSettings(),
+        backbone: AnySettings | AnyBackbone = BackboneSettings(),
         image_size: int = 224,
-        layers: Sequence[str] = ("layer2", "layer3"),
+        layers: Sequence[int] | Sequence[str] = ("layer2", "layer3"),
         coreset: float = 0.1,
         projection_eps: float = 0.9,
         bank_type: Literal["float32", "float16"] = "float32",
@@ -101,9 +102,7 @@ class PatchCore(FittedMethod):
         self.seed = seed
         self.bank_type = getattr(torch, bank_type)
         self.save_hyperparameters(ignore=["backbone", "layers", "evaluator"])
-        self.save_hyperparameters(
-            {"backbone": asdict(self.backbone_settings), "layers": list(self.layers)}
-        )
+        self.save_hyperparameters(self.plain_settings(layers))
         self._parts: list[tuple[Tensor, Tensor]] = []
 
     def on_fit_start(self) -> None:
@@ -176,14 +175,8 @@ class PatchCore(FittedMethod):
     def on_train_epoch_end(self) -> None:
         """Gather the patches of all processes, select the bank on the first one, and share it."""
         parts, self._parts = self._parts, []
-        if self.trainer.world_size > 1:
-            leads = self.trainer.is_global_zero
-            gathered: list[Any] | None = [None] * self.trainer.world_size if leads else None
-            torch.distributed.gather_object(parts, gathered)
-            parts = (
-                [] if gathered is None else [part for rank_parts in gathered for part in rank_parts]
-            )
-        bank = self.choose(_in_order(parts)) if self.trainer.is_global_zero else None
+        patches = self.gathered(parts)
+        bank = None if patches is None else self.choose(patches)
         bank = self.trainer.strategy.broadcast(bank)
         assert bank is not None
         self.check_finite(bank=bank)
@@ -224,10 +217,9 @@ class PatchCore(FittedMethod):
 
     def embed(self, images: Tensor) -> Tensor:
         """Return features ``(B, N, C)`` of all patches of the finest layer."""
-        features = self.backbone(images)
         parts: list[Tensor] = []
-        for layer in self.layers:
-            pooled = F.avg_pool2d(features[layer].float(), 3, stride=1, padding=1)
+        for features in self.backbone.feature_maps(images, self.layers):
+            pooled = F.avg_pool2d(features.float(), 3, stride=1, padding=1)
             if parts and pooled.shape != parts[0].shape:
                 size = parts[0].shape[-2:]
                 pooled = F.interpolate(pooled, size, mode="bilinear", align_corners=False)
@@ -293,22 +285,6 @@ def _distances(rows: Tensor, bank: Tensor) -> Tensor:
     if torch.compiler.is_compiling():  # ONNX has no cdist
         return torch.linalg.vector_norm(rows.unsqueeze(1) - bank, dim=-1)
     return torch.cdist(rows, bank, compute_mode="donot_use_mm_for_euclid_dist")
-
-
-def _in_order(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Return the patches ``(M, C)`` of all images, ordered by image index.
-
-    Each part consists of image indices ``(n,)`` and patches ``(n, N, C)``. Parts are removed from
-    the list one by one, so that they are not all in memory together with the result.
-    """
-    place = torch.cat([index for index, _ in parts]).argsort().argsort()
-    ends = torch.tensor([len(index) for index, _ in parts]).cumsum(0).tolist()
-    ordered = torch.empty(len(place), *parts[0][1].shape[1:], dtype=parts[0][1].dtype)
-    while parts:
-        _, features = parts.pop()
-        end = ends.pop()
-        ordered[place[end - len(features) : end]] = features
-    return ordered.flatten(0, 1)  # (M, C)
 
 
 def _seconds_per_centre(rows: int, width: int, device: torch.device) -> float:

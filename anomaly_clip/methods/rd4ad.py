@@ -21,7 +21,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1, conv3x3
 from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
 from anomaly_clip.errors import check_above, check_at_least
 from anomaly_clip.maps import gaussian_blur, image_score, resize_maps
-from anomaly_clip.methods.cnn_method import Select, TrainedMethod
+from anomaly_clip.methods.feature_method import Select, TrainedMethod
 from anomaly_clip.metrics.evaluator import EvaluatorSettings
 from anomaly_clip.records import Batch, Scores
 
@@ -46,6 +46,7 @@ class RD4AD(TrainedMethod):
         evaluator: Settings of the metrics.
     """
 
+    backbone: CNNBackbone
     inference_arguments: ClassVar[frozenset[str]] = frozenset({"evaluator", "amap_mode", "sigma"})
 
     def __init__(

@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
 from anomaly_clip.errors import check_above, check_at_least, check_between, check_choice
 from anomaly_clip.maps import gaussian_blur, image_score, patches_to_map
-from anomaly_clip.methods.cnn_method import Select, TrainedMethod
+from anomaly_clip.methods.feature_method import Select, TrainedMethod
 from anomaly_clip.methods.gaussians import FewSampleGaussians, few_sample_gaussians
 from anomaly_clip.methods.regad_network import (
     STAGES,
@@ -101,6 +101,7 @@ class RegAD(TrainedMethod):
             untrained network and without the one after the last epoch.
     """
 
+    backbone: CNNBackbone
     metric_arguments: ClassVar[frozenset[str]] = frozenset({"evaluator", "rounds"})
     inference_arguments: ClassVar[frozenset[str]] = frozenset(
         {"evaluator", "sigma", "rounds", "regularization"}

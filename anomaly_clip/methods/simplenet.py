@@ -9,7 +9,6 @@ public code; see docs/methods/simplenet.md.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
+from anomaly_clip.backbones.towers import AnyBackbone, AnySettings, BackboneSettings
 from anomaly_clip.errors import check_above, check_at_least
 from anomaly_clip.maps import gaussian_blur, patches_to_map
-from anomaly_clip.methods.cnn_method import Select, TrainedMethod
+from anomaly_clip.methods.feature_method import Select, TrainedMethod
 from anomaly_clip.metrics.evaluator import EvaluatorSettings
 from anomaly_clip.records import Batch, Scores
 
@@ -36,9 +35,11 @@ class SimpleNet(TrainedMethod):
     """An adaptor and a discriminator on frozen features (SimpleNet, arXiv 2303.15140).
 
     Args:
-        backbone: The CNN; it exposes the layers below, unless it names others.
+        backbone: A CNN or a ViT or, if ``pretrained`` is given in place of ``weights``, a CLIP
+            model.
         image_size: Side of the square input images, in pixels.
-        layers: Layers whose patches are joined, finest first.
+        layers: Layers whose patches are joined, finest first: names of a CNN's, or 1-based numbers
+            of blocks, of which layer1 to layer4 are the last ones of the four quarters.
         pretrain_dim: Length to which the patch vector of each layer is pooled.
         target_dim: Length of the joined vector. The public code's 1536 was chosen for WRN-50-2; the
             two layers of ResNet-18 have 384 channels together.
@@ -54,13 +55,14 @@ class SimpleNet(TrainedMethod):
         evaluator: Settings of the metrics.
     """
 
+    any_tower: ClassVar[bool] = True
     inference_arguments: ClassVar[frozenset[str]] = frozenset({"evaluator", "sigma"})
 
     def __init__(
         self,
-        backbone: CNNSettings | CNNBackbone = CNNSettings(),
+        backbone: AnySettings | AnyBackbone = BackboneSettings(),
         image_size: int = 288,
-        layers: Sequence[str] = ("layer2", "layer3"),
+        layers: Sequence[int] | Sequence[str] = ("layer2", "layer3"),
         pretrain_dim: int = 1536,
         target_dim: int = 1536,
         hidden: int = 1024,
@@ -101,9 +103,7 @@ class SimpleNet(TrainedMethod):
                 nn.init.xavier_normal_(layer.weight)  # type: ignore[arg-type]
         self.automatic_optimization = False  # two optimisers share one loss
         self.save_hyperparameters(ignore=["backbone", "layers", "evaluator"])
-        self.save_hyperparameters(
-            {"backbone": asdict(self.backbone_settings), "layers": list(self.layers)}
-        )
+        self.save_hyperparameters(self.plain_settings(layers))
 
     @torch.no_grad()
     def embed(self, images: Tensor) -> Tensor:
@@ -113,11 +113,11 @@ class SimpleNet(TrainedMethod):
         not matter. Here, coarse layers are pooled first, because short vectors are cheaper to
         upsample.
         """
-        features = self.backbone(images)
-        size = features[self.layers[0]].shape[-2:]
+        features = self.backbone.feature_maps(images, self.layers)
+        size = features[0].shape[-2:]
         levels = []
-        for layer in self.layers:
-            maps = features[layer].to(self.dtype)
+        for maps in features:
+            maps = maps.to(self.dtype)
             # Each vector is ordered by channel, then by row and column of the neighbourhood.
             patches = F.unfold(maps, PATCH, padding=PATCH // 2).mT  # (B, n, C * 9)
             short = F.adaptive_avg_pool1d(patches, self.pretrain_dim)

@@ -1,17 +1,21 @@
-"""Base classes of the detectors that score features of a frozen CNN."""
+"""Base classes of the detectors that score feature maps of a frozen backbone."""
 
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
+import torch.distributed
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn
 from torch import Tensor, nn
 
+from anomaly_clip.backbones.clip import CLIPBackbone
 from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
+from anomaly_clip.backbones.towers import AnyBackbone, AnySettings, settings_of, tower_of
+from anomaly_clip.backbones.vit import ViTBackbone
 from anomaly_clip.errors import Diverged, check_at_least
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.methods.evaluated import without_backbone
@@ -22,47 +26,55 @@ from anomaly_clip.records import LoaderNeeds
 if TYPE_CHECKING:
     from anomaly_clip.data.dataset import AnomalyData
 
-__all__ = ["CNNMethod", "FittedMethod", "Select", "TrainedMethod", "feature_sums"]
+__all__ = ["FeatureMethod", "FittedMethod", "Select", "TrainedMethod", "feature_sums"]
 
+QUARTERS = {"layer1": 1, "layer2": 2, "layer3": 3, "layer4": 4}
+"""Names of a ResNet's stages, and the quarters of a transformer that they stand for."""
+CNN_ONLY = "it trains or mirrors the stages of one, which a transformer does not have"
 Select = Literal["last", "best_test"]
 """Epoch that is tested: the last one, or the best on the test images."""
 
 
-class CNNMethod(AnomalyMethod, ABC):
-    """A method on a frozen CNN, with one model per category.
+class FeatureMethod(AnomalyMethod, ABC):
+    """A method on feature maps of a frozen backbone, with one model per category.
 
     Args:
-        backbone: The CNN.
-        layers: Layers whose features the method uses.
+        backbone: The image tower: a CNN or, if ``any_tower`` is set, also a ViT or a CLIP model.
+        layers: Layers whose features the method uses; None: those of ``stages``.
         image_size: Side of the square input images, in pixels.
         evaluator: Settings of the metrics.
+
+    Raises:
+        ValueError: If the method cannot use such a backbone.
     """
 
     must_be_fitted: ClassVar[bool] = True
     can_be_fitted: ClassVar[bool] = True
     one_category: ClassVar[bool] = True
-    backbone: CNNBackbone
+    any_tower: ClassVar[bool] = False
+    """True if the method takes the feature maps of any backbone, not only those of a CNN."""
+    stages: ClassVar[tuple[str, ...]] = ()
+    """Default layers, as names of a ResNet's stages; see :meth:`check_layers`."""
+    backbone: AnyBackbone
 
     def __init__(
         self,
-        backbone: CNNSettings | CNNBackbone,
-        layers: Sequence[str],
+        backbone: AnySettings | AnyBackbone | Mapping[str, Any],
+        layers: Sequence[str] | Sequence[int] | None,
         image_size: int,
         evaluator: EvaluatorSettings,
     ) -> None:
         super().__init__(evaluator)
         check_at_least("model.image_size", image_size, 32)
-        if isinstance(backbone, CNNBackbone):
-            self.backbone_settings = backbone.settings
-            self.backbone = backbone
-        else:
-            # Plain dictionaries come from checkpoints.
-            settings = CNNSettings.of(backbone)
-            self.backbone_settings = settings
-            # Naming the layers avoids computing those after the last one.
-            self.backbone = CNNBackbone.of(
-                replace(settings, layers=settings.layers or list(layers))
+        settings = self.backbone_settings = settings_of(backbone)
+        if not self.any_tower and not isinstance(settings, CNNSettings):
+            raise ValueError(
+                f"backbone.name {settings.name}: {type(self).__name__} needs a CNN of torchvision, "
+                f"such as resnet18 ({CNN_ONLY})"
             )
+        ready = isinstance(backbone, (CNNBackbone, ViTBackbone, CLIPBackbone))
+        needed = self.stages if layers is None else layers
+        self.backbone = tower_of(backbone if ready else settings, needed, image_size)
         self._image_size = image_size
 
     @property
@@ -70,14 +82,35 @@ class CNNMethod(AnomalyMethod, ABC):
         """Side of the square images that ``score`` takes, in pixels."""
         return self._image_size
 
-    def check_layers(self, layers: Sequence[str]) -> list[str]:
+    def default_blocks(self, num_blocks: int) -> Sequence[int] | Sequence[str]:
+        """Return the blocks of a transformer that are used by default; see ``stages``."""
+        return self.stages
+
+    def check_layers(self, layers: Sequence[str] | Sequence[int] | None) -> list[Any]:
         """Return the layers as a list, after checking that the method can use them.
+
+        Args:
+            layers: Names of a CNN's layers, or 1-based numbers of blocks; ``layer1`` to ``layer4``
+                of a transformer are the last blocks of its quarters (ours). None: the default.
 
         Raises:
             ValueError: If no layer is given, a layer is not spatial or not exposed by the backbone,
                 or the layers are not ordered from fine to coarse.
         """
-        return self.backbone.check_layers(layers)
+        tower = self.backbone
+        if isinstance(tower, CNNBackbone):
+            names = self.stages if layers is None else layers
+            return tower.check_layers([str(name) for name in names])
+        blocks = self.default_blocks(tower.num_layers) if layers is None else layers
+        quarters = {name: tower.num_layers * number // 4 for name, number in QUARTERS.items()}
+        ends: dict[Any, int] = {name: max(1, block) for name, block in quarters.items()}
+        numbers: list[Any] = [ends.get(layer, layer) for layer in blocks]
+        return tower.check_layers(numbers)
+
+    def plain_settings(self, layers: Sequence[str] | Sequence[int] | None) -> dict[str, Any]:
+        """Return the arguments ``backbone`` and ``layers`` as plain values, for checkpoints."""
+        given = None if layers is None else list(layers)
+        return {"backbone": asdict(self.backbone_settings), "layers": given}
 
     def check_normal_only(self, data: AnomalyData) -> None:
         """Check that the training data consists of normal images only.
@@ -93,11 +126,11 @@ class CNNMethod(AnomalyMethod, ABC):
                 )
 
 
-class TrainedMethod(CNNMethod, ABC):
+class TrainedMethod(FeatureMethod, ABC):
     """A method that trains its own networks on normal images for several epochs.
 
     Args:
-        backbone: The CNN.
+        backbone: The image tower.
         layers: Layers whose features the method uses.
         image_size: Side of the square input images, in pixels.
         select: last: test the last epoch. best_test: test the epoch with the best metrics on the
@@ -111,8 +144,8 @@ class TrainedMethod(CNNMethod, ABC):
 
     def __init__(
         self,
-        backbone: CNNSettings | CNNBackbone,
-        layers: Sequence[str],
+        backbone: AnySettings | AnyBackbone | Mapping[str, Any],
+        layers: Sequence[str] | Sequence[int] | None,
         image_size: int,
         select: Select,
         evaluator: EvaluatorSettings,
@@ -225,7 +258,7 @@ def feature_sums(features: Tensor) -> Tensor:
     return features.detach().sum(dim=dims, dtype=torch.promote_types(features.dtype, torch.float32))
 
 
-class FittedMethod(CNNMethod, ABC):
+class FittedMethod(FeatureMethod, ABC):
     """A method that is fitted in one pass over all normal images, without gradients.
 
     A training step returns the :func:`feature_sums` of its images as ``features``. The command line
@@ -240,8 +273,8 @@ class FittedMethod(CNNMethod, ABC):
 
     def __init__(
         self,
-        backbone: CNNSettings | CNNBackbone,
-        layers: Sequence[str],
+        backbone: AnySettings | AnyBackbone | Mapping[str, Any],
+        layers: Sequence[str] | Sequence[int] | None,
         image_size: int,
         evaluator: EvaluatorSettings,
     ) -> None:
@@ -295,6 +328,21 @@ class FittedMethod(CNNMethod, ABC):
             saved = checkpoint["state_dict"][name]
             setattr(self, name, torch.empty_like(saved, device=self.device))
 
+    def gathered(self, parts: list[tuple[Tensor, Tensor]]) -> Tensor | None:
+        """Return the patches ``(M, C)`` of all processes, ordered by image; None but on the first.
+
+        Args:
+            parts: Those of this process: image indices ``(n,)`` and patches ``(n, N, C)``. Parts
+                are removed one by one, so that they are not all in memory with the result.
+        """
+        if self.trainer.world_size == 1:
+            return _in_order(parts)
+        leads = self.trainer.is_global_zero
+        of_all: list[Any] | None = [None] * self.trainer.world_size if leads else None
+        torch.distributed.gather_object(parts, of_all)
+        parts.clear()
+        return None if of_all is None else _in_order([part for rank in of_all for part in rank])
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return an optimiser that is never used."""
         return torch.optim.SGD([self.unused], lr=0.0)
@@ -336,3 +384,19 @@ class FittedMethod(CNNMethod, ABC):
         for name, value in fitted.items():
             dtype = torch.promote_types(getattr(self, name).dtype, torch.float32)
             setattr(self, name, value.to(dtype) if value.is_floating_point() else value)
+
+
+def _in_order(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Return the patches ``(M, C)`` of all images, ordered by image index.
+
+    Each part consists of image indices ``(n,)`` and patches ``(n, N, C)``. Parts are removed from
+    the list one by one, so that they are not all in memory together with the result.
+    """
+    place = torch.cat([index for index, _ in parts]).argsort().argsort()
+    ends = torch.tensor([len(index) for index, _ in parts]).cumsum(0).tolist()
+    ordered = torch.empty(len(place), *parts[0][1].shape[1:], dtype=parts[0][1].dtype)
+    while parts:
+        _, features = parts.pop()
+        end = ends.pop()
+        ordered[place[end - len(features) : end]] = features
+    return ordered.flatten(0, 1)  # (M, C)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
 from anomaly_clip.data import MVTecAD
-from anomaly_clip.methods.cnn_method import CNNMethod, FittedMethod, TrainedMethod
+from anomaly_clip.methods.feature_method import FeatureMethod, FittedMethod, TrainedMethod
 from anomaly_clip.metrics import EvaluatorSettings
 from anomaly_clip.metrics.evaluator import Results
 from anomaly_clip.records import Batch, Scores
@@ -92,7 +92,7 @@ def test_layers_must_belong_to_the_backbone(
 def test_images_have_a_minimum_size(cnn: CNNBackbone) -> None:
     class Small(Mean):
         def __init__(self, size: int) -> None:
-            CNNMethod.__init__(self, cnn, LAYERS, size, EvaluatorSettings())
+            FeatureMethod.__init__(self, cnn, LAYERS, size, EvaluatorSettings())
 
     assert Small(32).image_size == 32
     with pytest.raises(ValueError, match=r"model\.image_size must be 32 or more, got 31"):

@@ -1,0 +1,195 @@
+"""One choice of image tower for all methods on features: a CNN, a ViT without texts, or a CLIP.
+
+The name decides: a torchvision model is a CNN, another model of timm is a ViT. A CLIP model is
+chosen by its option ``pretrained``, which the other two do not have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, cast
+
+from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, from_checkpoint
+from anomaly_clip.backbones.cnn import IMAGENET, MEAN, STD, CNNBackbone, CNNSettings
+from anomaly_clip.backbones.frozen import check_settings
+from anomaly_clip.backbones.vit import AUTO, ViTBackbone, ViTSettings, is_vit
+from anomaly_clip.records import DEMO
+
+__all__ = [
+    "AnyBackbone",
+    "AnySettings",
+    "BackboneSettings",
+    "check_kind",
+    "settings_of",
+    "tower_of",
+]
+
+CLIP_OPTIONS = ("pretrained", "image_size", "quick_gelu", "positions")
+"""Options that only CLIP models have."""
+
+
+@dataclass(frozen=True)
+class BackboneSettings:
+    """Choice of a CNN or of a ViT without texts, as plain values that configurations can store.
+
+    Args:
+        name: A torchvision CNN (resnet18), or a timm ViT (vit_small_patch14_dinov2), which may end
+            with a tag of its weights (vit_small_patch14_dinov2.lvd142m).
+        weights: auto (of a CNN: imagenet; of a ViT: the tag in the name, or else timm's default),
+            imagenet (torchvision's IMAGENET1K_V1, as in the papers), a tag of timm, a weights file
+            (forms: docs/weights.md), or the word random (untrained: the metrics mean nothing). Tags
+            and imagenet are downloaded on first use.
+        layers: Layers of a CNN whose features are computed; null: those of model.layers.
+            --model.backbone.help lists the layers of a model.
+        mean: Pixel mean; null: that of the weights.
+        std: Pixel standard deviation; null: that of the weights.
+    """
+
+    name: str = "resnet18"
+    weights: str = AUTO
+    layers: list[str] | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+
+
+AnySettings = BackboneSettings | CLIPSettings | CNNSettings | ViTSettings
+AnyBackbone = CLIPBackbone | CNNBackbone | ViTBackbone
+
+
+def settings_of(
+    backbone: AnySettings | AnyBackbone | Mapping[str, Any],
+) -> CNNSettings | ViTSettings | CLIPSettings:
+    """Return the settings of a backbone in the class of its kind.
+
+    Args:
+        backbone: Settings, or a mapping, as checkpoints have it; or a ready backbone.
+
+    Raises:
+        ValueError: If there is an option of another kind, or there are no settings.
+    """
+    check_kind(backbone)
+    if isinstance(backbone, (CNNBackbone, ViTBackbone, CLIPBackbone)):
+        return backbone.settings
+    if isinstance(backbone, Mapping):
+        if "pretrained" in backbone:
+            return CLIPSettings(**from_checkpoint(backbone))
+        return settings_of(BackboneSettings(**backbone))
+    if isinstance(backbone, BackboneSettings):
+        return _resolved(backbone)
+    if isinstance(backbone, CNNSettings) and _is_timm(backbone.name):
+        weights = AUTO if backbone.weights == IMAGENET else backbone.weights
+        return _resolved(BackboneSettings(backbone.name, weights, backbone.layers))
+    return backbone
+
+
+def _resolved(settings: BackboneSettings) -> CNNSettings | ViTSettings:
+    if not _is_timm(settings.name):
+        weights = IMAGENET if settings.weights == AUTO else settings.weights
+        mean, std = settings.mean or list(MEAN), settings.std or list(STD)
+        return CNNSettings(settings.name, weights, settings.layers, mean, std)
+    if settings.layers is not None:
+        raise ValueError(
+            f"backbone.layers {settings.layers} is for CNNs, but {settings.name} is a ViT: choose "
+            f"blocks with model.layers"
+        )
+    return ViTSettings(settings.name, settings.weights, settings.mean, settings.std)
+
+
+def tower_of(
+    backbone: AnySettings | AnyBackbone | Mapping[str, Any],
+    layers: Sequence[int] | Sequence[str] | None = None,
+    image_size: int | None = None,
+) -> AnyBackbone:
+    """Return a ready backbone as it is, or build one from its settings.
+
+    Args:
+        backbone: The choice of the backbone.
+        layers: Layers of a CNN that are needed; later ones are not computed.
+        image_size: Side of the images in pixels; None uses the size of a ViT's or a CLIP's weights.
+
+    Raises:
+        FileNotFoundError: If the weights are neither stored locally nor downloadable.
+        ValueError: If the settings are of no kind, or contradict the image size.
+    """
+    if isinstance(backbone, (CNNBackbone, ViTBackbone, CLIPBackbone)):
+        tower = backbone
+    else:
+        settings = settings_of(backbone)
+        if isinstance(settings, CNNSettings):
+            names = settings.layers or (None if layers is None else [str(name) for name in layers])
+            return CNNBackbone.of(replace(settings, layers=names))
+        if isinstance(settings, ViTSettings):
+            return ViTBackbone(**asdict(settings), image_size=image_size)
+        tower = CLIPBackbone.of(replace(settings, image_size=settings.image_size or image_size))
+    if not isinstance(tower, CNNBackbone) and image_size not in (None, tower.image_size):
+        raise ValueError(
+            f"model.image_size {image_size} differs from the image size of {tower.settings.name}, "
+            f"{tower.image_size}: set both to the same, or leave backbone.image_size out"
+        )
+    return tower
+
+
+def check_kind(backbone: object) -> None:
+    """Check that settings of a backbone are all those of one kind.
+
+    A mapping is of a CLIP model if it has ``pretrained``. The command line and files choose the
+    kind by the options that are given.
+
+    Raises:
+        ValueError: If there is an option of another kind, the name is one of another kind, or
+            there are no settings.
+    """
+    if isinstance(backbone, (CLIPBackbone, CNNBackbone, ViTBackbone)):
+        return
+    if isinstance(backbone, (BackboneSettings, CLIPSettings, CNNSettings, ViTSettings)):
+        name, is_clip = backbone.name, isinstance(backbone, CLIPSettings)
+    else:
+        check_settings(backbone, "name")
+        given = cast("Mapping[str, Any]", backbone)
+        is_clip = "pretrained" in given or (
+            "weights" not in given and not set(given).isdisjoint(CLIP_OPTIONS)
+        )
+        default = CLIPSettings.name if is_clip else BackboneSettings.name
+        name = str(given.get("name", default))
+        _check_options(given, is_clip)
+    if not is_clip and _is_clip(name):
+        raise ValueError(
+            f"backbone.name {name} is a CLIP model: give its weights with "
+            f"model.backbone.pretrained, and no options of CNNs and ViTs (model.backbone.weights, "
+            f"layers, mean, std)"
+        )
+    if is_clip and (_is_cnn(name) or _is_timm(name)):
+        kind = "CNN" if _is_cnn(name) else "ViT without texts"
+        raise ValueError(
+            f"backbone.name {name} is a {kind}: give its weights with model.backbone.weights, its "
+            f"image size with model.image_size, and no options of CLIP models "
+            f"(model.backbone.pretrained, image_size, quick_gelu, positions)"
+        )
+
+
+def _check_options(given: Mapping[str, Any], is_clip: bool) -> None:
+    accepted = [field.name for field in fields(CLIPSettings if is_clip else BackboneSettings)]
+    others = [name for name in given if name not in accepted]
+    if others:
+        kind = "a CLIP model" if is_clip else "a CNN or a ViT, which has weights"
+        raise ValueError(
+            f"backbone.{others[0]} is no option of {kind}: leave it out (options: "
+            f"{', '.join(accepted)})"
+        )
+
+
+def _is_cnn(name: str) -> bool:
+    from torchvision import models
+
+    return name in models.list_models(module=models)
+
+
+def _is_timm(name: str) -> bool:
+    return not _is_cnn(name) and is_vit(name)
+
+
+def _is_clip(name: str) -> bool:
+    from open_clip import list_models
+
+    return name == DEMO or name.endswith(".json") or name in list_models()
