@@ -258,7 +258,9 @@ def _check_names(backbone: Mapping[str, Any], content: Mapping[str, Any]) -> Non
     Raises:
         UserError: If there is no such setting.
     """
-    names = [field.name for field in fields(CLIPSettings if _has_clip(content) else BackboneSettings)]
+    names = [
+        field.name for field in fields(CLIPSettings if _has_clip(content) else BackboneSettings)
+    ]
     for name in backbone:
         if name not in names:
             raise UserError(f"backbone {name}: no such setting; there are {', '.join(names)}")

@@ -1,4 +1,4 @@
-"""State dicts of weights files: bare or in what training programs save, and their fit to a model."""
+"""State dicts of weights files, bare or as training programs save them, and their fit to models."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from typing import Any
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, from_checkpoint
 from anomaly_clip.backbones.cnn import IMAGENET, MEAN, STD, CNNBackbone, CNNSettings
 from anomaly_clip.backbones.frozen import check_settings
-from anomaly_clip.backbones.vit import AUTO, ViTBackbone, ViTSettings, is_vit
+from anomaly_clip.backbones.vit import AUTO, ViTBackbone, ViTSettings, is_vit, vit_names
 from anomaly_clip.backbones.weight_sources import looks_like_file
 from anomaly_clip.errors import suggest
 from anomaly_clip.records import DEMO
@@ -187,15 +187,13 @@ def _check_exists(name: str) -> None:
             "backbone.name is empty; use a CNN, such as resnet18, or a ViT, such as "
             "vit_small_patch14_dinov2"
         )
-    import timm
-
     if looks_like_file(name) and Path(name).expanduser().exists():
         raise ValueError(
             f"backbone.name {name} is a file: give it as model.backbone.weights, and the name of "
             f"its architecture as model.backbone.name"
         )
     typed = name.replace("\\", "/").rpartition("/")[2].partition(".")[0].lower()
-    hint = suggest(typed, {*_cnns(), *timm.list_models()}) or "use resnet18, for example"
+    hint = suggest(typed, {*_cnns(), *vit_names()}) or "use resnet18, for example"
     raise ValueError(f"backbone.name {name}: neither torchvision nor timm has such a model; {hint}")
 
 

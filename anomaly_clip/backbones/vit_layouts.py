@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import timm
@@ -86,7 +86,7 @@ def fill_vit(
     tensors = {**network, **{key: value.float() for key, value in floating.items()}}
     tensors = _without_zero_biases(_official(tensors), model, architecture, source)
     _check_patches(tensors, model, architecture, source)
-    converted = _conversion(architecture)(tensors, model)
+    converted = _by_timm(tensors, model, architecture)
     given = {k: v for k, v in converted.items() if not k.startswith(UNUSED)}
     expected = {k: v for k, v in model.state_dict().items() if not k.startswith(UNUSED)}
     counters = [key for key in expected if key.endswith(NOT_FLOATING)]
@@ -201,14 +201,16 @@ def _check_patches(
         )
 
 
-def _conversion(
-    architecture: str,
-) -> Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]]:
-    """Return timm's conversion of state dicts with its options for an architecture."""
-    module: Any = sys.modules[timm.models.model_entrypoint(architecture).__module__]
-    convert = getattr(module, "checkpoint_filter_fn", None)
-    if convert is None:
-        return lambda state, model: state
+def _by_timm(state: Mapping[str, Tensor], model: nn.Module, architecture: str) -> dict[str, Tensor]:
+    """Apply timm's conversion of official state dicts, with its options for an architecture."""
+    # Hybrids have a conversion of their own, next to the function that builds them. Models that
+    # others register have that of their class.
+    places = (timm.models.model_entrypoint(architecture).__module__, type(model).__module__)
+    modules: list[Any] = [sys.modules[place] for place in places]
+    module = next((m for m in modules if "checkpoint_filter_fn" in vars(m)), None)
+    if module is None:
+        return dict(state)
+    convert = module.checkpoint_filter_fn
     accepted = inspect.signature(convert).parameters
     options: dict[str, Any] = {}
     if "adapt_layer_scale" in accepted:  # of DeiT III
@@ -218,4 +220,5 @@ def _conversion(
     if "radio" in architecture and "align_corners" in accepted:
         corners = getattr(module, "_RADIO_ALIGN_CORNERS", ())
         options["align_corners"] = any(part in architecture for part in corners)
-    return lambda state, model: convert(state, model, **options)
+    converted: dict[str, Tensor] = convert(dict(state), model, **options)
+    return converted

@@ -14,7 +14,7 @@ import timm
 import torch
 from timm.models import PretrainedCfg, get_arch_pretrained_cfgs, get_deprecated_models
 
-from anomaly_clip.backbones.vit import AUTO
+from anomaly_clip.backbones.vit import AUTO, vit_names
 from anomaly_clip.backbones.weight_sources import looks_like_file
 from anomaly_clip.backbones.weight_tags import (
     cached_by_address,
@@ -77,8 +77,8 @@ def choose(name: str, weights: str) -> ViTChoice:
     default = tag or (tags[0] if tags else next(iter(records), ""))
     if weights == AUTO and default not in tags:
         raise ValueError(
-            f"{OPTION} {AUTO}: no weights of {name} are published ({_listed(tags)}); give a weights "
-            f"file (--model.backbone.weights FILE), or '{RANDOM}' for untrained weights"
+            f"{OPTION} {AUTO}: no weights of {name} are published ({_listed(tags)}); give a "
+            f"weights file (--model.backbone.weights FILE), or '{RANDOM}' for untrained weights"
         )
     source = default if weights == AUTO else str(weights)
     if source == RANDOM or (source not in tags and _is_file(source)):
@@ -86,7 +86,9 @@ def choose(name: str, weights: str) -> ViTChoice:
         return ViTChoice(architecture, default, record, source, False)
     if source not in tags:
         is_cnn = source == IMAGENET
-        problem = f"is for CNNs, not for {architecture}" if is_cnn else f"is no tag of {architecture}"
+        problem = (
+            f"is for CNNs, not for {architecture}" if is_cnn else f"is no tag of {architecture}"
+        )
         raise ValueError(
             f"{OPTION} {source} {problem} ({_listed(tags)}); give '{AUTO}', one of the tags, a "
             f"weights file, or '{RANDOM}'"
@@ -164,7 +166,7 @@ def _check_name(name: str, architecture: str) -> None:
         raise ValueError(f"backbone.name is empty; use {PLAIN_VITS}, or a CNN, such as resnet18")
     if not timm.is_model(architecture):
         last = architecture.replace("\\", "/").rpartition("/")[2]
-        hint = suggest(last.lower(), timm.list_models()) or f"use {PLAIN_VITS}"
+        hint = suggest(last.lower(), vit_names()) or f"use {PLAIN_VITS}"
         raise ValueError(f"backbone.name {name}: timm has no such model; {hint}")
     renamed: dict[str, str | None] = get_deprecated_models()
     if architecture in renamed:

@@ -89,9 +89,7 @@ def load_vit(name: str, weights: str, image_size: Size | None = None) -> LoadedV
                     f"or preprocessor_config.json next to the file states another"
                 )
     is_stated = "." in name and not choice.is_tag
-    return LoadedViT(
-        model, tagged if is_stated else choice.architecture, choice.source, mean, std
-    )
+    return LoadedViT(model, tagged if is_stated else choice.architecture, choice.source, mean, std)
 
 
 def summary_of(name: str) -> ViTSummary:
@@ -126,7 +124,9 @@ def _build(name: str, image_size: Size | None) -> Any:
         torch.manual_seed(torch.initial_seed())
         try:
             model = _create(name, image_size)
-        except Exception as error:  # of a size that does not fit, or of other arguments than a ViT's
+        except (
+            Exception
+        ) as error:  # of a size that does not fit, or of other arguments than a ViT's
             if isinstance(error, MemoryError) or explain_exhaustion(error) is not None:
                 raise
             model = _create(name, None)

@@ -1,8 +1,8 @@
 """Settings of a model that JSON files next to its weights state: activation, pixel normalisation.
 
-A weights file contains tensors only. Formats of CLIPs are ``open_clip_config.json`` of open_clip, and
-``config.json`` with ``preprocessor_config.json`` of transformers. Formats of ViTs are ``config.json``
-of timm and ``preprocessor_config.json`` of transformers.
+A weights file contains tensors only. For CLIPs, two formats are read: ``open_clip_config.json`` of
+open_clip, and ``config.json`` with ``preprocessor_config.json`` of transformers. For ViTs, two are
+read as well: ``config.json`` of timm, and ``preprocessor_config.json`` of transformers.
 """
 
 from __future__ import annotations
@@ -107,8 +107,8 @@ def pixels_next_to(path: Path) -> tuple[tuple[float, ...], tuple[float, ...]] | 
 
 def _warn_of_unused(file: Path, weights: Path, error: Exception) -> None:
     warnings.warn(
-        f"{file}, next to the weights {weights.name}, cannot be used ({reason(error)}), and none of "
-        f"its settings are: correct or remove it",
+        f"{file}, next to the weights {weights.name}, cannot be used ({reason(error)}), and none "
+        f"of its settings are: correct or remove it",
         stacklevel=3,
     )
 
