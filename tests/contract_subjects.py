@@ -121,7 +121,11 @@ def cases() -> dict[str, Case]:
         ),
         "SubspaceAD": Case(methods.SubspaceAD, {"backbone": VIT, "image_size": 64, "rotations": 2}),
         "AnomalyDINO": Case(methods.AnomalyDINO, {**SMALL_VIT, "rotations": "on"}),
-        "BatchedSubspaceAD": Case(methods.BatchedSubspaceAD, {"backbone": VIT, "image_size": 64}),
+        "BatchedSubspaceAD": Case(
+            methods.BatchedSubspaceAD,
+            {"backbone": VIT, "image_size": 64, "explained": 0.8},
+            half_precision_bound=0.1,
+        ),
         "BatchedAnomalyDINO": Case(
             methods.BatchedAnomalyDINO, {**SMALL_VIT, "masks": "on", "mask_threshold": 1.0}
         ),
