@@ -21,6 +21,8 @@ __all__ = [
     "AnySettings",
     "BackboneSettings",
     "check_kind",
+    "is_cnn",
+    "is_timm_vit",
     "settings_of",
     "tower_of",
 ]
@@ -68,6 +70,7 @@ def settings_of(
     Raises:
         ValueError: If there is an option of another kind, or there are no settings.
     """
+    backbone = _with_demo_name(backbone)
     check_kind(backbone)
     if isinstance(backbone, (CNNBackbone, ViTBackbone, CLIPBackbone)):
         return backbone.settings
@@ -77,14 +80,24 @@ def settings_of(
         return settings_of(BackboneSettings(**backbone))
     if isinstance(backbone, BackboneSettings):
         return _resolved(backbone)
-    if isinstance(backbone, CNNSettings) and _is_timm(backbone.name):
+    if isinstance(backbone, CNNSettings) and is_timm_vit(backbone.name):
         weights = AUTO if backbone.weights == IMAGENET else backbone.weights
         return _resolved(BackboneSettings(backbone.name, weights, backbone.layers))
     return backbone
 
 
+def _with_demo_name(backbone: Any) -> Any:
+    """Return settings with the name of the demo CLIP, if only its weights were chosen.
+
+    The name is then the default of a method, which is a CNN or a ViT.
+    """
+    defaults = (BackboneSettings.name, ViTSettings.name)
+    is_demo = isinstance(backbone, CLIPSettings) and backbone.pretrained == DEMO
+    return replace(backbone, name=DEMO) if is_demo and backbone.name in defaults else backbone
+
+
 def _resolved(settings: BackboneSettings) -> CNNSettings | ViTSettings:
-    if not _is_timm(settings.name):
+    if not is_timm_vit(settings.name):
         weights = IMAGENET if settings.weights == AUTO else settings.weights
         mean, std = settings.mean or list(MEAN), settings.std or list(STD)
         return CNNSettings(settings.name, weights, settings.layers, mean, std)
@@ -159,12 +172,12 @@ def check_kind(backbone: object) -> None:
             f"model.backbone.pretrained, and no options of CNNs and ViTs (model.backbone.weights, "
             f"layers, mean, std)"
         )
-    if is_clip and (_is_cnn(name) or _is_timm(name)):
-        kind = "CNN" if _is_cnn(name) else "ViT without texts"
+    if is_clip and (is_cnn(name) or is_timm_vit(name)):
+        kind = "CNN" if is_cnn(name) else "ViT without texts"
         raise ValueError(
             f"backbone.name {name} is a {kind}: give its weights with model.backbone.weights, its "
             f"image size with model.image_size, and no options of CLIP models "
-            f"(model.backbone.pretrained, image_size, quick_gelu, positions)"
+            f"(model.backbone.pretrained, image_size, quick_gelu, positions), or name a CLIP model"
         )
 
 
@@ -179,14 +192,16 @@ def _check_options(given: Mapping[str, Any], is_clip: bool) -> None:
         )
 
 
-def _is_cnn(name: str) -> bool:
+def is_cnn(name: str) -> bool:
+    """Return whether torchvision has a model of this name."""
     from torchvision import models
 
     return name in models.list_models(module=models)
 
 
-def _is_timm(name: str) -> bool:
-    return not _is_cnn(name) and is_vit(name)
+def is_timm_vit(name: str) -> bool:
+    """Return whether a name is one of timm's, and not of torchvision's."""
+    return not is_cnn(name) and is_vit(name)
 
 
 def _is_clip(name: str) -> bool:
