@@ -18,7 +18,6 @@ from torch import Tensor
 
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, unit
 from anomaly_clip.backbones.prompts import STATES_WINCLIP, PromptEnsemble, RVSSettings
-from anomaly_clip.backbones.required_kinds import clip_of
 from anomaly_clip.backbones.surgery import encode_layers, stage_ends
 from anomaly_clip.maps import image_score, patches_to_map
 from anomaly_clip.methods.auxiliary_training import AuxiliaryTraining
@@ -85,7 +84,7 @@ class APRILGAN(AuxiliaryTraining, ReferenceMethod[Memory]):
         evaluator: EvaluatorSettings = EvaluatorSettings(),
     ) -> None:
         super().__init__(prompts, RVSSettings("mean"), evaluator)
-        self.backbone = clip_of(backbone, type(self).__name__)
+        self.backbone = CLIPBackbone.of(backbone)
         self.set_training(lr, feature_cache_gb)
         tower = self.backbone
         self.layers = tower.check_layers(stage_ends(tower.num_layers) if layers is None else layers)

@@ -29,7 +29,6 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, unit
 from anomaly_clip.backbones.learnable_prompt import LearnablePrompt, LearnablePromptSettings
-from anomaly_clip.backbones.required_kinds import clip_of
 from anomaly_clip.backbones.surgery import encode_layers
 from anomaly_clip.constant_tensors import has_values
 from anomaly_clip.errors import check_between, check_choice
@@ -127,7 +126,7 @@ class CLIPADA(CLIPMethod):
         check_choice("model.dense", dense, ("block", "vv"))
         check_choice("model.head_init", head_init, ("random", "clip"))
         check_between("model.tau", tau, LEAST_TAU, MOST_TAU)
-        self.backbone = clip_of(backbone, type(self).__name__)
+        self.backbone = CLIPBackbone.of(backbone)
         self.backbone.check_learnable_text("CLIP-ADA")
         self.feature_layer = feature_layer
         self.taps = [feature_layer] if taps is None else list(taps)

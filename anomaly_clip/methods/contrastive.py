@@ -38,7 +38,6 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, Window, unit
 from anomaly_clip.backbones.prompts import PromptEnsemble, check_prompts
-from anomaly_clip.backbones.required_kinds import clip_of
 from anomaly_clip.backbones.surgery import encode_dual_path, stage_ends
 from anomaly_clip.errors import check_at_least
 from anomaly_clip.files import write_bytes
@@ -139,7 +138,7 @@ class Contrastive(LightningModule):
         check_at_least("model.value_gain", value_gain, 0.001)
         check_at_least("model.logit_scale", logit_scale, 0.001)
         check_at_least("model.seed", seed, 0)
-        self.backbone = clip_of(backbone, type(self).__name__)
+        self.backbone = CLIPBackbone.of(backbone)
         self.backbone.check_learnable_text("contrastive training")
         # Plain dictionaries come from recorded hyper-parameters.
         prompts = PromptEnsemble(**prompts) if isinstance(prompts, dict) else prompts

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, unit
 from anomaly_clip.backbones.deep_prompts import DeepPrompts, DeepPromptsSettings
-from anomaly_clip.backbones.required_kinds import clip_of
 from anomaly_clip.backbones.surgery import dense_path
 from anomaly_clip.constant_tensors import has_values
 from anomaly_clip.errors import check_above, check_at_least, check_choice
@@ -86,7 +85,7 @@ class AnomalyCLIP(AuxiliaryTraining):
         evaluator: EvaluatorSettings = EvaluatorSettings(),
     ) -> None:
         super().__init__(evaluator)
-        self.backbone = clip_of(backbone, type(self).__name__)
+        self.backbone = CLIPBackbone.of(backbone)
         self.backbone.check_learnable_text("AnomalyCLIP")
         self.set_training(lr, feature_cache_gb)
         check_choice("model.inference", inference, ("anomalyclip", "crane"))

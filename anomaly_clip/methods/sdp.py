@@ -18,7 +18,6 @@ from torch import Tensor
 
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, Tokens, unit
 from anomaly_clip.backbones.prompts import PromptEnsemble, RVSSettings
-from anomaly_clip.backbones.required_kinds import clip_of
 from anomaly_clip.backbones.surgery import NUM_STAGES, StageTokens, check_stages, encode_dual_path
 from anomaly_clip.errors import check_at_least
 from anomaly_clip.maps import gaussian_blur, image_score, patches_to_map
@@ -71,7 +70,7 @@ class SDP(PromptedMethod):
         evaluator: EvaluatorSettings = EvaluatorSettings(),
     ) -> None:
         super().__init__(prompts, rvs, evaluator)
-        self.backbone = clip_of(backbone, type(self).__name__)
+        self.backbone = CLIPBackbone.of(backbone)
         self.stages = self._check_stages(stages, paths)
         self.paths = paths
         self.stage_tokens = stage_tokens

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, unit
 from anomaly_clip.backbones.prompts import STATES_WINCLIP, PromptEnsemble, RVSSettings
-from anomaly_clip.backbones.required_kinds import clip_of
 from anomaly_clip.constant_tensors import cached_tensor, has_values
 from anomaly_clip.errors import check_above
 from anomaly_clip.maps import patches_to_map
@@ -75,7 +74,7 @@ class WinCLIP(ReferenceMethod[Embeddings]):
         patch_norm: bool = True,
     ) -> None:
         super().__init__(prompts, RVSSettings("mean"), evaluator)
-        self.backbone = clip_of(backbone, type(self).__name__)
+        self.backbone = CLIPBackbone.of(backbone)
         self.patch_norm = patch_norm
         self.scales = [2, 3] if scales is None else list(scales)
         self.temperature = temperature
