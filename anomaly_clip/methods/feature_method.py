@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from anomaly_clip.backbones.clip import CLIPBackbone
 from anomaly_clip.backbones.cnn import CNNBackbone
-from anomaly_clip.backbones.required_kinds import cnn_settings_of
+from anomaly_clip.backbones.required_kinds import check_resnet, cnn_settings_of
 from anomaly_clip.backbones.towers import AnyBackbone, AnySettings, settings_of, tower_of
 from anomaly_clip.backbones.vit import ViTBackbone
 from anomaly_clip.errors import Diverged, check_at_least
@@ -55,6 +55,8 @@ class FeatureMethod(AnomalyMethod, ABC):
     """True if the method takes the feature maps of any backbone, not only those of a CNN."""
     needs_stages: ClassVar[str] = "it is written for the layers of one"
     """Reason why a method without ``any_tower`` needs a CNN, for messages."""
+    trains_resnet: ClassVar[bool] = False
+    """True if a method without ``any_tower`` takes no other CNN than a ResNet."""
     stages: ClassVar[tuple[str, ...]] = ()
     """Default layers, as names of a ResNet's stages; see :meth:`check_layers`."""
     backbone: AnyBackbone
@@ -68,10 +70,15 @@ class FeatureMethod(AnomalyMethod, ABC):
     ) -> None:
         super().__init__(evaluator)
         check_at_least("model.image_size", image_size, 32)
-        method, reason = type(self).__name__, self.needs_stages
-        settings = self.backbone_settings = (
-            settings_of(backbone) if self.any_tower else cnn_settings_of(backbone, method, reason)
-        )
+        if self.any_tower:
+            self.backbone_settings = settings_of(backbone)
+        else:
+            method = type(self).__name__
+            reason = "it trains a ResNet" if self.trains_resnet else self.needs_stages
+            self.backbone_settings = cnn_settings_of(backbone, method, reason)
+            if self.trains_resnet:
+                check_resnet(backbone, method)
+        settings = self.backbone_settings
         ready = isinstance(backbone, (CNNBackbone, ViTBackbone, CLIPBackbone))
         needed = self.stages if layers is None else layers
         self.backbone = tower_of(backbone if ready else settings, needed, image_size)

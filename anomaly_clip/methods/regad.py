@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
-from anomaly_clip.backbones.required_kinds import check_resnet, cnn_settings_of
 from anomaly_clip.errors import check_above, check_at_least, check_between, check_choice
 from anomaly_clip.maps import gaussian_blur, image_score, patches_to_map
 from anomaly_clip.methods.feature_method import Select, TrainedMethod
@@ -102,7 +101,7 @@ class RegAD(TrainedMethod):
             untrained network and without the one after the last epoch.
     """
 
-    needs_stages: ClassVar[str] = "it trains the stages of a ResNet"
+    trains_resnet: ClassVar[bool] = True
     backbone: CNNBackbone
     metric_arguments: ClassVar[frozenset[str]] = frozenset({"evaluator", "rounds"})
     inference_arguments: ClassVar[frozenset[str]] = frozenset(
@@ -124,8 +123,6 @@ class RegAD(TrainedMethod):
         evaluator: EvaluatorSettings = EvaluatorSettings(),
         candidates: Literal["after_epoch", "before_epoch"] = "after_epoch",
     ) -> None:
-        settings = cnn_settings_of(backbone, type(self).__name__, self.needs_stages)
-        check_resnet(settings.name, type(self).__name__)
         super().__init__(backbone, STAGES, image_size, select, evaluator)
         check_choice("model.candidates", candidates, ("after_epoch", "before_epoch"))
         self.check_layers(STAGES)

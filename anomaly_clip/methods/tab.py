@@ -114,7 +114,7 @@ class TAB(LightningModule):
         super().__init__()
         # Plain dictionaries come from checkpoints.
         self.settings = cnn_settings_of(backbone, "TAB", "it trains a ResNet")
-        check_resnet(self.settings.name, "TAB")
+        check_resnet(self.settings, "TAB")
         self.text = text if isinstance(text, CLIPSettings) else CLIPSettings(**text)
         self.prompts = prompts if isinstance(prompts, TABPrompts) else TABPrompts(**prompts)
         self.optim = optim if isinstance(optim, TABOptim) else TABOptim(**optim)
