@@ -64,7 +64,7 @@ def small_clips(weights: ModuleType, replace: Set) -> None:
     import torch
     from safetensors.torch import save_file
 
-    read_real = weights._read_config
+    read_real = weights.read_config
 
     def read_config(name: str) -> Any:
         config, preprocessing = read_real(name)
@@ -84,11 +84,11 @@ def small_clips(weights: ModuleType, replace: Set) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
-                state = weights._build(name, config).state_dict()
+                state = weights.build(name, config).state_dict()
             save_file({key: value.contiguous() for key, value in state.items()}, file)
         return TagFile(file, bool(record.get("hf_hub")))
 
-    replace(weights, "_read_config", read_config)
+    replace(weights, "read_config", read_config)
     replace(weights, "fetch", fetch)
 
 

@@ -14,13 +14,13 @@ from safetensors import safe_open
 from torch import Tensor
 
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings
+from anomaly_clip.backbones.clip_models import ASSETS
 from anomaly_clip.backbones.prompts import (
     PromptEnsemble,
     RVSSettings,
     embed_prompts,
     representative_vector,
 )
-from anomaly_clip.backbones.weights import ASSETS
 from anomaly_clip.cli import main
 from anomaly_clip.data import Demo
 from anomaly_clip.demo.photographs import DEFECTS

@@ -81,8 +81,8 @@ def test_metadata_describe_the_package(metadata: Any) -> None:
 
 def test_the_extra_all_has_everything_but_the_tools_of_development(metadata: Any) -> None:
     extras = metadata.core.optional_dependencies
-    assert set(extras) == {"all", "dev", "export", "heif"}
-    assert sorted(extras["all"]) == sorted(extras["export"] + extras["heif"])
+    assert set(extras) == {"all", "dev", "export", "heif", "siglip"}
+    assert sorted(extras["all"]) == sorted(extras["export"] + extras["heif"] + extras["siglip"])
 
 
 def test_links_of_the_readme_hold_on_an_index_page(metadata: Any) -> None:

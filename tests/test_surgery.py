@@ -11,12 +11,10 @@ from torch.testing import assert_close
 from anomaly_clip.backbones.clip import CLIPBackbone
 from anomaly_clip.backbones.surgery import (
     StageTokens,
-    attend,
     check_stages,
     dual_path,
     encode_dual_path,
     encode_layers,
-    split_heads,
     stage_ends,
 )
 
@@ -155,10 +153,10 @@ def test_value_value_patches_by_hand(tiny_clip: CLIPBackbone) -> None:
     images = noise(2)
     first, second, third = encode_layers(tiny_clip, images, [1, 2, 3])
     dense = first
-    blocks = tiny_clip.visual.transformer.resblocks[1:3]
+    blocks = tiny_clip.blocks[1:3]
     for block, tokens in zip(blocks, (first, second), strict=True):
-        _, _, values = split_heads(block, block.ln_1(tokens))
-        dense = dense + attend(block, values, values, values)
+        _, _, values = block.heads(tokens)
+        dense = dense + block.attend(values, values, values)
     (layer,) = encode_layers(tiny_clip, images, [3], value_blocks=2)
     assert_close(layer[:, 1:], dense[:, 1:], atol=1e-6, rtol=0)
     assert_close(layer[:, 0], third[:, 0], atol=1e-6, rtol=0)

@@ -347,20 +347,20 @@ def test_tags_of_open_clip_with_the_weights_of_another_epoch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "tag"),
+    ("name", "tag", "why"),
     [
-        ("ViT-B-16-SigLIP", "webli"),
-        ("EVA02-B-16", "merged2b_s8b_b131k"),
-        ("RN50-quickgelu", "openai"),
+        ("RN50-quickgelu", "openai", "image tower is no ViT"),
+        ("coca_ViT-B-32", "laion2b_s13b_b90k", "a CoCa"),
+        ("xlm-roberta-base-ViT-B-32", "laion5b_s13b_b90k", "text tower is one of transformers"),
     ],
 )
 def test_unsupported_models_are_refused_before_a_download(
-    name: str, tag: str, monkeypatch: pytest.MonkeyPatch
+    name: str, tag: str, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def download(*_: object, **__: object) -> None:
         raise AssertionError
 
     monkeypatch.setattr(open_clip, "download_pretrained", download)
     monkeypatch.setattr(weights, "fetch", download)
-    with pytest.raises(ValueError, match="plain ViT"):
+    with pytest.raises(ValueError, match=f"{why}.*use a CLIP with a plain ViT.*or FastViT of timm"):
         weights.load_clip(name, tag)

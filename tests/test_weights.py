@@ -156,8 +156,7 @@ def test_an_unreachable_hub_is_tried_once(monkeypatch: pytest.MonkeyPatch, tmp_p
         ("ViT-B-16", "nonsense", "not a tag of ViT-B-16 .known: .*laion400m_e31"),
         ("ViT-B-16", "openai", "use backbone.name ViT-B-16-quickgelu"),
         ("ViT-B-61", "random", "did you mean ViT-B-"),
-        ("ViT-B-16-SigLIP", "random", "plain ViT"),
-        ("RN50", "random", "plain ViT"),
+        ("RN50", "random", "because its image tower is no ViT; use a CLIP with a plain ViT"),
     ],
 )
 def test_names_and_tags_that_do_not_fit(name: str, pretrained: str, message: str) -> None:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomaly_clip.backbones.frozen import FrozenBackbone, check_settings
+from anomaly_clip.backbones.blocks import PlainBlock
+from anomaly_clip.backbones.clip_towers import ImageTower, OpenCLIPTower, image_tower
+from anomaly_clip.backbones.frozen import FrozenBackbone
+from anomaly_clip.backbones.tokenizers import PromptTokenizer, tokenizer_of
 from anomaly_clip.errors import check_choice
 from anomaly_clip.progress import say
 from anomaly_clip.records import DEMO, RANDOM, WeightsRecord
-
-if TYPE_CHECKING:
-    from open_clip.transformer import VisionTransformer
 
 __all__ = ["CLIPBackbone", "CLIPSettings", "Tokens", "Window", "from_checkpoint", "unit"]
 
@@ -58,12 +59,15 @@ class CLIPSettings:
 
 
 class Tokens(NamedTuple):
-    """The tokens of one layer, class token first."""
+    """The tokens of one layer."""
 
     raw: Tensor
-    """``(B, 1 + N, W)``, as the layer returns them; ``W`` is the width of the image tower."""
+    """``(B, P + N, W)``, as the layer returns them: the ``P`` prefix tokens of the tower (CLIP: the
+    class token, SigLIP: none) and the patches; ``W`` is the width of the image tower."""
     projected: Tensor
-    """``(B, 1 + N, D)`` in the text embedding space, not normalised."""
+    """``(B, 1 + N, D)`` in the text embedding space, not normalised: the image embedding (CLIP:
+    that of the class token) and the patches, each as the head sees it alone; see
+    :mod:`.clip_towers`."""
 
 
 class Window(NamedTuple):
@@ -101,9 +105,7 @@ class CLIPBackbone(FrozenBackbone):
         quick_gelu: Literal["auto", "true", "false"] | bool = "auto",
         positions: Literal["bicubic_antialias", "bicubic", "bilinear"] = "bicubic_antialias",
     ) -> None:
-        from open_clip import SimpleTokenizer  # slow to import, see weights.py
-
-        from anomaly_clip.backbones.weights import load_clip
+        from anomaly_clip.backbones.weights import load_clip  # slow to import, see there
 
         if pretrained == DEMO and name == DEFAULT_NAME:
             name = DEMO
@@ -114,7 +116,7 @@ class CLIPBackbone(FrozenBackbone):
         self._source, self._activation = loaded.source, loaded.activation
         self.model = loaded.model.requires_grad_(False).eval()
         self.eval()
-        self._tokenize = SimpleTokenizer(context_length=self.model.context_length)
+        self._text_config = loaded.text_config
 
     @classmethod
     def of(cls, settings: CLIPBackbone | CLIPSettings | Mapping[str, Any]) -> CLIPBackbone:
@@ -127,44 +129,79 @@ class CLIPBackbone(FrozenBackbone):
             return settings
         if isinstance(settings, CLIPSettings):
             return cls(**asdict(settings))
-        check_settings(settings, "pretrained")
+        from anomaly_clip.backbones.clip_models import check_clip_settings  # slow to import
+
+        check_clip_settings(settings)
         return cls(**from_checkpoint(settings))
 
     @property
-    def visual(self) -> VisionTransformer:
-        """The image tower."""
+    def visual(self) -> Any:
+        """The image tower: open_clip's ``VisionTransformer`` or ``TimmModel``."""
         return self.model.visual
+
+    @property
+    def image_tower(self) -> ImageTower:
+        """The interface to the image tower."""
+        return image_tower(self.visual)
 
     @property
     def image_size(self) -> int:
         """Side of the input in pixels."""
         height, width = self.visual.image_size
-        assert height == width, "open_clip's plain ViTs are square"
+        assert height == width, "load_clip refuses others"
         return int(height)
 
     @property
     def patch_size(self) -> int:
         """Side of a patch in pixels."""
-        height, width = self.visual.patch_size
-        assert height == width, "open_clip's plain ViTs are square"
-        return int(height)
+        return self.image_tower.patch_size
 
     @property
     def grid_size(self) -> tuple[int, int]:
-        """Rows and columns of the grid of patches."""
-        rows, columns = self.visual.grid_size
-        return int(rows), int(columns)
+        """Rows and columns of patches."""
+        return self.image_tower.grid_size
+
+    @property
+    def width(self) -> int:
+        """Width of the image tower's tokens, ``W``."""
+        return self.image_tower.width
+
+    @property
+    def embed_dim(self) -> int:
+        """Dimension of the space that images and texts share, ``D``."""
+        return self.image_tower.embed_dim
 
     @property
     def num_prefix_tokens(self) -> int:
-        """Number of tokens before the patches: the class token."""
-        return 1
+        """Number of tokens before the patches, ``P``: 1 for CLIP's class token."""
+        return self.image_tower.num_prefix_tokens
+
+    @property
+    def pools_class_token(self) -> bool:
+        """True if the image embedding is made from the class token alone."""
+        return self.image_tower.pools_class_token
+
+    @property
+    def blocks(self) -> list[PlainBlock]:
+        """The blocks of the image tower.
+
+        Raises:
+            ValueError: If they are not plain; see :mod:`.blocks`.
+        """
+        tower = self.image_tower
+        if tower.reason_not_plain is not None:
+            raise ValueError(
+                f"backbone.name {self.settings.name}: value-value attention and isolated windows "
+                f"need an image tower of plain transformer blocks, but this one has "
+                f"{tower.reason_not_plain}; use method SDP with model.paths original, or a model "
+                f"such as ViT-B-16-plus-240 or ViT-B-16-SigLIP2"
+            )
+        return tower.blocks()
 
     @property
     def channels(self) -> dict[Any, int]:
         """Number of channels per layer, the same for all."""
-        width = int(self.visual.conv1.out_channels)
-        return dict.fromkeys(range(1, self.num_layers + 1), width)
+        return dict.fromkeys(range(1, self.num_layers + 1), self.width)
 
     @property
     def strides(self) -> dict[Any, int]:
@@ -174,20 +211,57 @@ class CLIPBackbone(FrozenBackbone):
     @property
     def vocabulary(self) -> list[str]:
         """Whole words of the tokenizer that consist of ASCII letters."""
-        ends = (
-            word.removesuffix("</w>") for word in self._tokenize.encoder if word.endswith("</w>")
-        )
-        return sorted(word for word in ends if len(word) > 1 and word.isascii() and word.isalpha())
+        return self.tokenizer.vocabulary
 
     @property
     def num_layers(self) -> int:
         """Number of blocks of the image tower."""
-        return len(self.visual.transformer.resblocks)
+        return self.image_tower.num_layers
+
+    @property
+    def text_tower(self) -> Any:
+        """The module with the layers of the text tower, which for open_clip's CLIP is the model."""
+        return getattr(self.model, "text", self.model)
+
+    @cached_property
+    def tokenizer(self) -> PromptTokenizer:
+        """The tokenizer of the text tower; that of the model hub is loaded when it is needed."""
+        return tokenizer_of(self.settings.name, self._text_config)
+
+    @property
+    def context_length(self) -> int:
+        """Number of tokens of the text tower."""
+        return int(self.model.context_length)
 
     @property
     def num_text_layers(self) -> int:
         """Number of blocks of the text tower."""
-        return len(self.model.transformer.resblocks)
+        return len(self.text_tower.transformer.resblocks)
+
+    @property
+    def _pools_causal_end(self) -> bool:
+        """True if a text is embedded by its end token, which attends to no token after it."""
+        text = self.text_tower
+        pool = text.text_pool_type if text is self.model else text.pool_type
+        return text.attn_mask is not None and pool == "argmax"
+
+    def check_learnable_text(self, method: str) -> None:
+        """Check that this is a CLIP as the methods with learnable prompts or weights expect it.
+
+        Args:
+            method: Name of the method, for the message.
+
+        Raises:
+            ValueError: If the image tower is not open_clip's, or the text tower is not causal.
+        """
+        if self.text_tower is self.model and isinstance(self.image_tower, OpenCLIPTower):
+            return
+        raise ValueError(
+            f"backbone.name {self.settings.name}: {method} trains within CLIP's original "
+            f"architecture (ViT with a class token, causal text tower), which this model does not "
+            f"have; choose a model such as ViT-B-16-plus-240 or ViT-L-14-336, or the methods SDP, "
+            f"WinCLIP, APRIL-GAN or MuSc"
+        )
 
     @property
     def is_random(self) -> bool:
@@ -238,7 +312,7 @@ class CLIPBackbone(FrozenBackbone):
         return self.normalise(images)
 
     def embed(self, images: Tensor, window: Window | None = None) -> Tensor:
-        """Return the input of the first block ``(B, 1 + N, W)``.
+        """Return the input of the first block ``(B, P + N, W)``.
 
         It is the sum of token embeddings and positional embeddings, after LN_pre.
 
@@ -247,28 +321,37 @@ class CLIPBackbone(FrozenBackbone):
             window: Part of the patch grid whose positional embeddings are used, for images smaller
                 than the model's image size; None for full-size images.
         """
-        visual = self.visual
-        side = self.image_size if window is None else window.side * visual.patch_size[0]
-        patches = visual.conv1(self.prepare(images, side)).flatten(2).mT  # (B, N, W)
-        first = visual.class_embedding.expand(len(patches), 1, -1)  # (B, 1, W)
-        tokens = torch.cat([first, patches], dim=1) + self._positions(window)
-        return visual.ln_pre(tokens)
+        side = self.image_size if window is None else window.side * self.patch_size
+        return self.image_tower.embed(self.prepare(images, side), window)
 
-    def _positions(self, window: Window | None) -> Tensor:
-        """Return the positional embeddings ``(1 + N, W)`` of the class token and of a window."""
-        positions = self.visual.positional_embedding
-        if window is None:
-            return positions
-        rows, columns = (slice(start, start + window.side) for start in window[:2])
-        grid = positions[1:].unflatten(0, self.visual.grid_size)[rows, columns]  # (h, w, W)
-        return torch.cat([positions[:1], grid.flatten(0, 1)])  # (1 + h * w, W)
+    def normed(self, tokens: Tensor) -> Tensor:
+        """Return raw tokens ``(..., W)`` after the final norm (CLIP: LN_post)."""
+        return self.image_tower.norm(tokens)
 
     def project(self, tokens: Tensor) -> Tensor:
-        """Project raw tokens ``(..., W)`` into the text space ``(..., D)``, after LN_post."""
-        return self.visual.ln_post(tokens) @ self.visual.proj
+        """Project raw tokens ``(..., W)`` into the text space ``(..., D)``, each alone."""
+        return self.image_tower.project(tokens)
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """Return the image embedding ``(B, D)`` of the raw tokens ``(B, P + N, W)`` of a layer."""
+        return self.image_tower.pool(tokens)
+
+    def embeddings(self, tokens: Tensor, patches: Tensor | None = None) -> Tensor:
+        """Return the image embedding and those of the patches ``(B, 1 + N, D)``.
+
+        Args:
+            tokens: Raw tokens ``(B, P + N, W)``.
+            patches: Patches ``(B, N, W)`` in place of those among the tokens.
+        """
+        return self.image_tower.embeddings(tokens, patches)
+
+    def encode_layers(self, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        """Return the raw tokens ``(B, P + N, W)`` of layers that exist; see :meth:`forward`."""
+        with self.out_of_autocast():
+            return self.image_tower.layers(self.prepare(images), layers)
 
     def forward(self, images: Tensor, layers: Sequence[int] | None = None) -> list[Tokens]:
-        """Return the tokens of the requested layers, class token first.
+        """Return the tokens of the requested layers.
 
         Args:
             images: uint8 ``(B, 3, H, W)``, or floating point and already normalised.
@@ -277,17 +360,9 @@ class CLIPBackbone(FrozenBackbone):
         Raises:
             ValueError: If a layer does not exist.
         """
-        layers = self.check_layers(layers)
-        outputs = []
+        outputs = self.encode_layers(images, self.check_layers(layers))
         with self.out_of_autocast():
-            tokens = self.embed(images)
-            for number, block in enumerate(
-                self.visual.transformer.resblocks[: layers[-1]], start=1
-            ):
-                tokens = block(tokens)
-                if number in layers:
-                    outputs.append(Tokens(tokens, self.project(tokens)))
-        return outputs
+            return [Tokens(tokens, self.embeddings(tokens)) for tokens in outputs]
 
     def image_vectors(self, tokens: Tokens) -> Tensor:
         """Return the image embeddings ``(B, D)``, from the tokens of the last layer."""
@@ -301,12 +376,13 @@ class CLIPBackbone(FrozenBackbone):
         Args:
             images: uint8 ``(B, 3, S, S)``, or floating point and already normalised.
             layers: 1-based layer numbers, ascending.
-            norm: Whether to apply the final norm, LN_post.
+            norm: Whether to apply the final norm (CLIP: LN_post).
         """
+        first = self.num_prefix_tokens
+        outputs = self.encode_layers(images, self.check_layers(layers))
         with self.out_of_autocast():
-            patches = [tokens.raw[:, self.num_prefix_tokens :] for tokens in self(images, layers)]
-            normed = [self.visual.ln_post(part) if norm else part for part in patches]
-            return [part.mT.unflatten(2, self.grid_size) for part in normed]
+            patches = [self.normed(tokens) if norm else tokens for tokens in outputs]
+            return [part[:, first:].mT.unflatten(2, self.grid_size) for part in patches]
 
     def check_layers(self, layers: Sequence[int] | None) -> list[int]:
         """Return 1-based layer numbers, the last layer by default.
@@ -334,31 +410,29 @@ class CLIPBackbone(FrozenBackbone):
 
     def lost_end(self, prompt: str) -> str:
         """Return the end of a prompt that the text tower has no tokens for; usually empty."""
-        limit = self.model.context_length - 2  # without start and end token
-        # No token is shorter than a byte, so most prompts need not be counted.
-        if len(prompt.encode("utf-8", "replace")) <= limit:  # names of files need not be UTF-8
-            return ""
-        return str(self._tokenize.decode(self._tokenize.encode(prompt)[limit:])).strip()
+        return self.tokenizer.lost_end(prompt)
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
-        """Return token ids int64 ``(M, context length)``, padded with zeros; see ``is_cut``."""
-        return self._tokenize(list(prompts))
+        """Return token ids int64 ``(M, context length)``, padded; see ``is_cut``."""
+        return self.tokenizer(prompts)
 
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
         """Embed prompts as ``(M, D)`` in float32, not normalised, in a single batch.
 
-        Token positions after the end of the longest prompt are left out. This is several times
-        cheaper and gives the same result, because under the causal mask no token attends to later
-        tokens.
+        With the causal mask of CLIP, token positions after the end of the longest prompt are left
+        out. This is several times cheaper and gives the same result, because no token attends to
+        later tokens. Other text towers (SigLIP, some MobileCLIP) get all positions.
         """
         ids = self.tokenize(prompts).to(self.mean.device)
         with self.out_of_autocast():
+            if not self._pools_causal_end:
+                return self.model.encode_text(ids).float()
             return self._encode_tokens(ids).float()
 
     def _encode_tokens(self, ids: Tensor) -> Tensor:
         last = ids.argmax(dim=-1)  # the end token has the highest id
         length = int(last.max()) + 1
-        return self.encode_embedded(self.model.token_embedding(ids[:, :length]), last)
+        return self.encode_embedded(self.text_tower.token_embedding(ids[:, :length]), last)
 
     def encode_embedded(self, tokens: Tensor, last: Tensor, deep: Sequence[Tensor] = ()) -> Tensor:
         """Run the text tower on embedded tokens; gradients flow back to the tokens.
@@ -373,7 +447,7 @@ class CLIPBackbone(FrozenBackbone):
         Returns:
             ``(M, D)``, not normalised.
         """
-        model = self.model
+        model = self.text_tower
         length = tokens.shape[1]
         mask = model.attn_mask[:length, :length]
         tokens = tokens + model.positional_embedding[:length]

@@ -5,7 +5,8 @@ names is a wrapper's prefix: ``module.`` (DataParallel), ``_orig_mod.`` (torch.c
 (Lightning) and so on, in any order. Three layouts are read: that of open_clip's CLIP, which is
 OpenAI's; that of its CustomTextCLIP, in which the text tower is below ``text.``; and that of
 transformers' CLIPModel, whose attention has queries, keys and values apart and whose projections
-are transposed.
+are transposed. A CLIP with an image tower of timm has one of the first two, and is recognised by a
+tensor of the text tower.
 """
 
 from __future__ import annotations
@@ -17,18 +18,25 @@ from typing import Any, NamedTuple
 
 import open_clip
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from anomaly_clip.backbones.weight_files import WeightFileError, check_floating
 
-__all__ = ["CLIPTensors", "check_fit", "open_clip_tensors"]
+__all__ = ["TIMM", "CLIPTensors", "check_fit", "model_names", "open_clip_tensors"]
 
 OPEN_CLIP = "visual.conv1.weight"
 TRANSFORMERS = "vision_model.embeddings.patch_embedding.weight"
+TIMM = "timm"
+"""Layout of a CLIP with an image tower of timm."""
+TRUNK = re.compile(r"(^|\.)visual\.trunk\.")
+TEXT_ANCHORS = ("text.token_embedding.weight", "token_embedding.weight")
+"""Tensor of such a CLIP, in open_clip's CustomTextCLIP and CLIP."""
 OPENAI_NUMBERS = {"input_resolution", "context_length", "vocab_size"}
 """Numbers that OpenAI's archives hold as tensors."""
 NOT_WEIGHTS = OPENAI_NUMBERS | {"attn_mask"}
 POSITIONS = ("positional_embedding", "visual.positional_embedding")
+BATCH_COUNT = ".num_batches_tracked"
+"""Counter of a BatchNorm, the only integer among the weights."""
 MAX_EXAMPLES = 3
 
 TRANSFORMERS_NAMES = (
@@ -58,7 +66,7 @@ TRANSPOSED = ("text_projection.weight", "visual_projection.weight")
 QUERY = re.compile(r"(.+\.)self_attn\.([qkv])_proj\.(weight|bias)")
 
 LOOKS = (
-    (r"(^|\.)visual\.trunk\.", "a CLIP with an image tower of timm"),
+    (r"(^|\.)visual\.trunk\.", "an image tower without a text tower"),
     (r"(^|\.)visual\.(attnpool|layer1)\.", "a CLIP with a ResNet image tower"),
     (r"(^|\.)vision_model\.", "a model of transformers that is no CLIPModel"),
     (r"(^|\.)lora_", "LoRA adapters without the model that they belong to"),
@@ -76,7 +84,8 @@ class CLIPTensors(NamedTuple):
 
     state: dict[str, Tensor]
     layout: str | None
-    """``open_clip``, ``CustomTextCLIP``, ``transformers``, or None if it is not recognised."""
+    """``open_clip``, ``CustomTextCLIP``, ``transformers``, ``timm``, or None if it is not
+    recognised."""
     is_openai: bool
     """True if the numbers of OpenAI's archives are among the tensors."""
     unused: tuple[str, ...]
@@ -92,7 +101,8 @@ def open_clip_tensors(tensors: Mapping[str, Tensor]) -> CLIPTensors:
     Raises:
         WeightFileError: If there are several CLIPs, or parts of attention are missing.
     """
-    for anchor in (OPEN_CLIP, TRANSFORMERS):
+    has_trunk = any(TRUNK.search(key) for key in tensors)
+    for anchor in TEXT_ANCHORS if has_trunk else (OPEN_CLIP, TRANSFORMERS):
         prefixes = [key.removesuffix(anchor) for key in tensors if f".{key}".endswith(f".{anchor}")]
         if len(prefixes) > 1:
             raise WeightFileError(
@@ -108,11 +118,11 @@ def open_clip_tensors(tensors: Mapping[str, Tensor]) -> CLIPTensors:
     unused = tuple(key for key in tensors if not key.startswith(prefix))
     is_openai = bool(OPENAI_NUMBERS & state.keys())
     state = {key: value for key, value in state.items() if key not in NOT_WEIGHTS}
-    layout = "open_clip"
+    layout = TIMM if has_trunk else "open_clip"
     if anchor == TRANSFORMERS:
         layout, state = "transformers", _from_transformers(state)
     elif "text.token_embedding.weight" in state:
-        layout = "CustomTextCLIP"
+        layout = TIMM if has_trunk else "CustomTextCLIP"
         state = {key.removeprefix("text."): value for key, value in state.items()}
     return CLIPTensors(state, layout, is_openai, unused)
 
@@ -143,7 +153,20 @@ def _from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return converted
 
 
-def check_fit(state: Mapping[str, Tensor], model: open_clip.CLIP, name: str) -> None:
+def model_names(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Return tensors as a model names them: in a CustomTextCLIP, those of texts below ``text.``.
+
+    Args:
+        state: Tensors, named as in open_clip's CLIP.
+        model: The model.
+    """
+    if not hasattr(model, "text"):
+        return dict(state)
+    others = ("visual.", "logit_")
+    return {k if k.startswith(others) else f"text.{k}": v for k, v in state.items()}
+
+
+def check_fit(state: Mapping[str, Tensor], model: nn.Module, name: str) -> None:
     """Check names, shapes and types of tensors against a model, except numbers of positions.
 
     Args:
@@ -154,7 +177,7 @@ def check_fit(state: Mapping[str, Tensor], model: open_clip.CLIP, name: str) -> 
     Raises:
         WeightFileError: If they do not fit.
     """
-    expected = model.state_dict()
+    expected = {key.removeprefix("text."): value for key, value in model.state_dict().items()}
     shapes = [
         f"{key} is {tuple(state[key].shape)}, not {tuple(value.shape)}"
         for key, value in expected.items()
@@ -171,7 +194,7 @@ def check_fit(state: Mapping[str, Tensor], model: open_clip.CLIP, name: str) -> 
             raise WeightFileError(
                 f"its tensors do not fit {name} ({problem} {keys[0]}{more})", _advice(state)
             )
-    check_floating(state)
+    check_floating({k: v for k, v in state.items() if not k.endswith(BATCH_COUNT)})
 
 
 def _same_shape(key: str, given: Tensor, expected: Tensor) -> bool:
@@ -188,6 +211,8 @@ def _advice(state: Mapping[str, Tensor]) -> str:
     advice = "set backbone.name to the model that they belong to"
     if similar := _similar_models(state):
         return f"{advice}, such as {' or '.join(similar)}"
+    if any(TRUNK.search(key) for key in state) and TEXT_ANCHORS[1] in state:
+        return advice
     looks = [text for pattern, text in LOOKS if any(re.search(pattern, key) for key in state)]
     if OPEN_CLIP in state:
         looks = [] if "token_embedding.weight" in state else ["an image tower without a text tower"]

@@ -23,6 +23,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from anomaly_clip.backbones.clip import CLIPBackbone, unit
+from anomaly_clip.backbones.tokenizers import CLIPTokenizer
 from anomaly_clip.cache_files import read_cached, warn_of_cache, write_cached
 from anomaly_clip.errors import check_above, check_at_least
 from anomaly_clip.files import cache_folder
@@ -277,7 +278,7 @@ def check_prompts(
         return
     start = (
         f"prompts with the name {name!r}: {count} of {len(normal) + len(abnormal)} have more than "
-        f"the {backbone.model.context_length} tokens of CLIP"
+        f"the {backbone.context_length} tokens of CLIP"
     )
     way_out = "give a shorter name with data.category or data.words"
     first, second = (set(map(tuple, backbone.tokenize(side).tolist())) for side in cut)
@@ -352,10 +353,13 @@ def text_features(
     rvs = rvs.resolve(dataset_name)
     file = None
     if not backbone.is_random:
-        key = json.dumps([2, backbone.identity, normal, abnormal, asdict(rvs), unit_rows])
+        values = [2, backbone.identity, normal, abnormal, asdict(rvs), unit_rows]
+        if not isinstance(backbone.tokenizer, CLIPTokenizer):  # its files are not in the identity
+            values.append(backbone.tokenize([*normal, *abnormal]).tolist())
+        key = json.dumps(values)
         digest = hashlib.sha256(key.encode()).hexdigest()
         file = cache_folder() / "text" / f"{digest}.safetensors"
-        cached = _cached_features(file, key, backbone.visual.output_dim)
+        cached = _cached_features(file, key, backbone.embed_dim)
         if cached is not None:
             return cached.to(backbone.mean.device)
     title = f"encoding the prompts for {name}"

@@ -12,28 +12,24 @@ No tensor is changed in place, so the outputs of a block stay valid.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from anomaly_clip.backbones.blocks import weighted_values
 from anomaly_clip.backbones.clip import CLIPBackbone, Tokens, Window
 
-if TYPE_CHECKING:
-    from open_clip.transformer import ResidualAttentionBlock
-
 __all__ = [
+    "NUM_STAGES",
     "BlockOutput",
     "DenseAttention",
     "StageTokens",
-    "attend",
     "check_stages",
     "dense_path",
     "dual_path",
     "encode_dual_path",
     "encode_layers",
-    "split_heads",
     "stage_ends",
 ]
 
@@ -45,7 +41,7 @@ NUM_STAGES = 4
 
 
 class BlockOutput(NamedTuple):
-    """Outputs of one block, ``(B, 1 + N, W)`` each."""
+    """Outputs of one block, ``(B, P + N, W)`` each, with the tower's ``P`` prefix tokens first."""
 
     original: Tensor
     """Tokens of the original path after the block."""
@@ -104,25 +100,29 @@ def dual_path(
     Args:
         backbone: The frozen CLIP.
         images: uint8 ``(B, 3, H, W)``, or floating point and already normalised.
-        raw_patches: False omits the patches from the original path of the last block, because only
-            SDP+ uses them. The path then has the shape ``(B, 1, W)`` there, and 12 blocks take 6 %
-            less work.
+        raw_patches: False omits the patches from the original path of the last block, if the image
+            embedding is made from the class token alone, because only SDP+ uses them. The path then
+            has the shape ``(B, 1, W)`` there, and 12 blocks take 6 % less work.
         window: See :meth:`~anomaly_clip.backbones.clip.CLIPBackbone.embed`.
         mixed: Dtype of the blocks' matrix products, for mixed-precision training; tokens between
             blocks keep the dtype of the weights. Default: everything in the dtype of the weights.
+
+    Raises:
+        ValueError: If the blocks are not plain; see :attr:`.CLIPBackbone.blocks`.
     """
-    blocks = backbone.visual.transformer.resblocks
+    blocks = backbone.blocks
+    all_rows = raw_patches or not backbone.pools_class_token
     step = stage_ends(len(blocks))[0]
     original = backbone.embed(images, window)
     surgery = torch.zeros_like(original)
     for index, block in enumerate(blocks):
-        rows = slice(None) if raw_patches or index + 1 < len(blocks) else slice(1)
+        rows = slice(None) if all_rows or index + 1 < len(blocks) else slice(1)
         with torch.autocast(original.device.type, mixed, enabled=mixed is not None):
-            q, k, v = split_heads(block, block.ln_1(original))
-            attended = original[:, rows] + attend(block, q[:, :, rows], k, v)
-            values = attend(block, v, v, v).to(original.dtype)
+            q, k, v = block.heads(original)
+            attended = original[:, rows] + block.attend(q[:, :, rows], k, v)
+            values = block.attend(v, v, v).to(original.dtype)
             surgery = values if index % step == 0 else surgery + values
-            original = attended + block.ls_2(block.mlp(block.ln_2(attended)))
+            original = attended + block.mlp_output(attended)
         yield BlockOutput(original, surgery, attended)
 
 
@@ -139,8 +139,8 @@ def encode_dual_path(
     """Return the tokens at the end of each requested stage.
 
     ``raw`` holds the tokens of the original path. ``projected`` holds the patches of the surgery
-    path and the class token of the original path, joined before LN_post. At the last stage the
-    projected class token is CLIP's own image embedding.
+    path and the image embedding of the original path, which is that of the class token unless the
+    tower pools in another way. At the last stage it is CLIP's own image embedding.
 
     Args:
         backbone: The frozen CLIP.
@@ -193,19 +193,19 @@ def dense_path(
         Original and dense tokens, ``(B, 1 + N, W)`` each; before the first dense block, both are
         the same. The last original tokens are the class token alone, ``(B, 1, W)``.
     """
-    layers = backbone.visual.transformer.resblocks
+    layers = backbone.blocks
     original = backbone.embed(images)
     dense = original
     for number, block in enumerate(layers, start=1):
-        q, k, v = split_heads(block, block.ln_1(original))
+        q, k, v = block.heads(original)
         is_dense = number > len(layers) - blocks
         if is_dense:
             pairs = [v] if attention == "vv" else [q, k, v]
-            mixed = sum(_attention(same, same, v) for same in pairs)
-            dense = dense + _attention_output(block, mixed)  # type: ignore[arg-type]
+            mixed = sum(weighted_values(same, same, v) for same in pairs)
+            dense = dense + block.attention_output(mixed)  # type: ignore[arg-type]
         rows = slice(1) if number == len(layers) else slice(None)
-        attended = original[:, rows] + attend(block, q[:, :, rows], k, v)
-        original = attended + block.ls_2(block.mlp(block.ln_2(attended)))
+        attended = original[:, rows] + block.attend(q[:, :, rows], k, v)
+        original = attended + block.mlp_output(attended)
         if not is_dense:
             dense = original
         yield original, dense
@@ -214,7 +214,7 @@ def dense_path(
 def encode_layers(
     backbone: CLIPBackbone, images: Tensor, layers: Sequence[int], value_blocks: int = 0
 ) -> list[Tensor]:
-    """Return the tokens ``(B, 1 + N, W)`` of the requested layers, not projected.
+    """Return the tokens ``(B, P + N, W)`` of the requested layers, not projected.
 
     Args:
         backbone: The frozen CLIP.
@@ -233,68 +233,27 @@ def encode_layers(
             f"layer {layers[0]} has fewer than {value_blocks} blocks for value-value attention; "
             f"choose a higher layer or fewer value blocks"
         )
+    if not value_blocks:
+        return backbone.encode_layers(images, layers)
+    prefix = backbone.num_prefix_tokens
     dense: dict[int, Tensor] = {}
     outputs = []
     with backbone.out_of_autocast():
         tokens = backbone.embed(images)
-        blocks = backbone.visual.transformer.resblocks[: layers[-1]]
-        for number, block in enumerate(blocks, start=1):
+        for number, block in enumerate(backbone.blocks[: layers[-1]], start=1):
             near = [end for end in layers if end - value_blocks < number <= end]
             if near:
-                _, _, values = split_heads(block, block.ln_1(tokens))
-                change = attend(block, values, values, values)
+                _, _, values = block.heads(tokens)
+                change = block.attend(values, values, values)
                 for end in near:
                     dense[end] = dense.get(end, tokens) + change
             tokens = block(tokens)
             if number in layers:
-                patches = dense.pop(number, tokens)[:, 1:]
-                outputs.append(torch.cat([tokens[:, :1], patches], dim=1))
+                patches = dense.pop(number)[:, prefix:]
+                outputs.append(torch.cat([tokens[:, :prefix], patches], dim=1))
     return outputs
 
 
 def _stage_tokens(backbone: CLIPBackbone, raw: Tensor, surgery: Tensor) -> Tokens:
-    mixed = torch.cat([raw[:, :1], surgery[:, 1:]], dim=1)
-    return Tokens(raw, backbone.project(mixed))
-
-
-def split_heads(block: ResidualAttentionBlock, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return queries, keys and values, ``(B, heads, 1 + N, d)`` each."""
-    attention = block.attn
-    mixed = F.linear(tokens, attention.in_proj_weight, attention.in_proj_bias)
-    mixed = mixed.unflatten(-1, (3, attention.num_heads, -1))  # (B, 1 + N, 3, heads, d)
-    q, k, v = mixed.permute(2, 0, 3, 1, 4)
-    return q, k, v
-
-
-def attend(
-    block: ResidualAttentionBlock, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None
-) -> Tensor:
-    """Return the attention output ``(B, 1 + N, W)`` that a block adds to its input.
-
-    Args:
-        block: Block whose output projection is used.
-        q: Queries ``(B, heads, 1 + N, d)``.
-        k: Keys of the same shape.
-        v: Values of the same shape.
-        bias: Bias ``(B, 1 + N)`` per key, added to the logits of every query; default: none.
-    """
-    return _attention_output(block, _attention(q, k, v, bias))
-
-
-def _attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return the weighted values ``(B, heads, 1 + N, d)``; see :func:`attend`."""
-    if bias is not None:
-        bias = bias[:, None, None, :]
-    if q.dtype == torch.bfloat16 and q.device.type == "cpu":
-        # Here torch's fused kernel takes three times as long in bfloat16 as in float32.
-        with torch.autocast("cpu", enabled=False):
-            logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-            logits = logits if bias is None else logits + bias.to(logits.dtype)
-            return logits.softmax(dim=-1) @ v
-    mask = None if bias is None else bias.to(q.dtype)
-    return F.scaled_dot_product_attention(q, k, v, mask)  # scale 1 / sqrt(d)
-
-
-def _attention_output(block: ResidualAttentionBlock, attended: Tensor) -> Tensor:
-    """Project weighted values ``(B, heads, 1 + N, d)`` to ``(B, 1 + N, W)``."""
-    return block.ls_1(block.attn.out_proj(attended.transpose(1, 2).flatten(2)))
+    patches = surgery[:, backbone.num_prefix_tokens :]
+    return Tokens(raw, backbone.embeddings(raw, patches))

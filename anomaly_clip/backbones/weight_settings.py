@@ -107,7 +107,7 @@ def check_sizes(config: Mapping[str, Any]) -> None:
     if isinstance(image, int) and isinstance(patch, int) and image < patch:
         raise ValueError(f"vision_cfg.image_size {image} is less than the patch_size {patch}")
     words = config["text_cfg"].get("vocab_size", VOCABULARY)
-    if words < VOCABULARY:
+    if words < VOCABULARY and not config["text_cfg"].get("hf_tokenizer_name"):
         raise ValueError(f"text_cfg.vocab_size is {words}, but CLIP's tokeniser has {VOCABULARY}")
 
 

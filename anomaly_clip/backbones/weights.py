@@ -23,38 +23,43 @@ from __future__ import annotations
 
 import math
 import warnings
-from copy import deepcopy
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import open_clip
-import torch
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.factory import resize_pos_embed, resize_text_pos_embed
-from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 
-from anomaly_clip.backbones.clip_layouts import CLIPTensors, check_fit, open_clip_tensors
+from anomaly_clip.backbones.clip_layouts import (
+    TIMM,
+    CLIPTensors,
+    check_fit,
+    model_names,
+    open_clip_tensors,
+)
+from anomaly_clip.backbones.clip_models import (
+    ASSETS,
+    CLIP,
+    build,
+    pixels_of_tags,
+    read_config,
+    resize_tower,
+    set_image_size,
+    uses_timm,
+)
 from anomaly_clip.backbones.state_dicts import state_dict_of
 from anomaly_clip.backbones.weight_files import WeightFileError, in_one_sentence, read_content
 from anomaly_clip.backbones.weight_settings import (
     WeightsSettings,
-    check_sizes,
-    quick_gelu_of,
     settings_next_to,
-    three_numbers,
 )
 from anomaly_clip.backbones.weight_sources import local_file, looks_like_file
 from anomaly_clip.backbones.weight_tags import HUB_TIMEOUT, fetch, other_epoch
-from anomaly_clip.documents import load_json
-from anomaly_clip.errors import reason, suggest
-from anomaly_clip.exhaustion import explain_exhaustion
 from anomaly_clip.progress import say
 from anomaly_clip.records import DEMO, RANDOM
 
 __all__ = ["HUB_TIMEOUT", "LoadedCLIP", "activation_by_name", "load_clip"]
 
-ASSETS = Path(str(resources.files("anomaly_clip") / "assets"))
 OPTION = "backbone.pretrained"
 ACTIVATIONS = {True: "QuickGELU", False: "GELU"}
 SAVE_CLIP = (
@@ -73,7 +78,7 @@ INTERPOLATIONS = {
 class LoadedCLIP(NamedTuple):
     """An open_clip model with its pixel normalisation."""
 
-    model: open_clip.CLIP
+    model: CLIP
     mean: tuple[float, ...]
     std: tuple[float, ...]
     source: str
@@ -81,6 +86,8 @@ class LoadedCLIP(NamedTuple):
     activation: str | None
     """``GELU`` or ``QuickGELU``; None if it is the default: that of the tag's record or, for a
     file, both that of ``auto`` and that of the model name."""
+    text_config: dict[str, Any]
+    """Configuration of the text tower, which names its tokenizer."""
 
 
 class _File(NamedTuple):
@@ -118,8 +125,7 @@ def load_clip(
     Raises:
         FileNotFoundError: If a file is missing, or the weights of a tag are neither cached nor
             downloadable.
-        ValueError: If the model is unknown, its image tower is not a plain ViT, or the weights do
-            not fit the model.
+        ValueError: If the model is unknown or not supported, or the weights do not fit it.
     """
     if pretrained in (None, "", "None", "null"):
         raise ValueError(
@@ -133,9 +139,12 @@ def load_clip(
 def _load_clip(
     name: str, pretrained: str, image_size: int | None, quick_gelu: str, positions: str
 ) -> LoadedCLIP:
-    config, preprocessing = _read_config(name)
-    if image_size is not None:
-        _set_image_size(config, image_size, name)
+    config, preprocessing = read_config(name)
+    is_timm = uses_timm(config)
+    if is_timm:
+        _check_timm_options(name, quick_gelu, positions)
+    elif image_size is not None:
+        set_image_size(config, image_size, name)
     by_name = bool(config.get("quick_gelu", False))
     source = pretrained
     file: _File | None = None
@@ -159,7 +168,7 @@ def _load_clip(
         defaults = {bool(tag.get("quick_gelu", False))}
     if quick_gelu != "auto":
         config["quick_gelu"] = quick_gelu == "true"
-    model = _build(name, config)  # before a download, as it refuses models that are not supported
+    model = build(name, config)  # before a download, as it refuses models that are not supported
     if tag is not None:
         path, from_hub = fetch(name, pretrained, tag)
         if from_hub and (other := other_epoch(pretrained, tag)):
@@ -171,6 +180,10 @@ def _load_clip(
         file.notes.extend(_notes_on_positions(file, model, image_size))
         for note in file.notes:
             say(f"{OPTION} {file.path}: {note}")
+    elif is_timm:
+        preprocessing = {**pixels_of_tags(name), **preprocessing}
+    if is_timm:
+        resize_tower(model, image_size, name)
     activation = bool(config.get("quick_gelu", False))
     return LoadedCLIP(
         model,
@@ -178,7 +191,26 @@ def _load_clip(
         tuple(preprocessing.get("std") or OPENAI_DATASET_STD),
         source,
         None if defaults == {activation} else ACTIVATIONS[activation],
+        config["text_cfg"],
     )
+
+
+def _check_timm_options(name: str, quick_gelu: str, positions: str) -> None:
+    """Check the options that a model with an image tower of timm does not have.
+
+    Raises:
+        ValueError: If one is set.
+    """
+    if quick_gelu == "true":
+        raise ValueError(
+            f"backbone.quick_gelu true: the image tower of {name} is timm's, which has the "
+            f"activation of its weights; leave backbone.quick_gelu out"
+        )
+    if positions != "bicubic_antialias":
+        raise ValueError(
+            f"backbone.positions {positions}: the image tower of {name} is timm's, which "
+            f"interpolates positions as bicubic_antialias; leave backbone.positions out"
+        )
 
 
 def activation_by_name(name: str, pretrained: str) -> str:
@@ -197,115 +229,10 @@ def activation_by_name(name: str, pretrained: str) -> str:
         return "auto"
     path = Path(pretrained).expanduser()
     settings = settings_next_to(path) if path.is_file() else None
-    by_name = bool(_read_config(name)[0].get("quick_gelu", False))
+    by_name = bool(read_config(name)[0].get("quick_gelu", False))
     if settings is None or settings.quick_gelu == by_name:
         return "auto"
     return "true" if by_name else "false"
-
-
-# -- the model -----------------------------------------------------------------------------------
-
-
-def _read_config(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the model's configuration and its preprocessing settings."""
-    preprocessing: dict[str, Any] = {}
-    if name == DEMO or name.endswith(".json"):
-        path = ASSETS / "demo_clip.json" if name == DEMO else Path(name)
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"backbone.name {name}: there is no such file; give an existing JSON model "
-                f"configuration or an open_clip model name"
-            )
-        try:
-            config = load_json(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(
-                f"backbone.name {name}: not a JSON model configuration ({error}); give one in "
-                f"open_clip's format"
-            ) from None
-        try:
-            if "model_cfg" in config:  # the format in which open_clip publishes models
-                preprocessing = config.get("preprocess_cfg") or {}
-                config = config["model_cfg"]
-            quick_gelu_of(config)
-            for key in ("mean", "std"):
-                three_numbers(key, preprocessing.get(key) or None)
-        except (ValueError, AttributeError, TypeError) as error:
-            raise ValueError(
-                f"backbone.name {name}: the model configuration cannot be used ({error}); correct "
-                f"the file"
-            ) from None
-    else:
-        registered = open_clip.get_model_config(name)
-        if registered is None:
-            hint = suggest(name, open_clip.list_models()) or "use a ViT, such as ViT-B-16"
-            raise ValueError(f"backbone.name {name}: open_clip has no such model; {hint}")
-        config = deepcopy(registered)
-    missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(config)
-    if missing:
-        raise ValueError(
-            f"backbone.name {name}: the configuration lacks {sorted(missing)}; add them, as in "
-            f"open_clip's model configurations"
-        )
-    if name.endswith(".json"):
-        try:
-            check_sizes(config)
-        except ValueError as error:
-            raise ValueError(
-                f"backbone.name {name}: the model configuration cannot be used ({error}); correct "
-                f"the file"
-            ) from None
-    return config, preprocessing
-
-
-def _set_image_size(config: dict[str, Any], image_size: int, name: str) -> None:
-    patch = config["vision_cfg"].get("patch_size", 16)
-    if image_size < patch or image_size % patch:
-        raise ValueError(
-            f"backbone.image_size {image_size} is not a multiple of the patch size {patch} of "
-            f"{name}; use {max(1, round(image_size / patch)) * patch}, for example"
-        )
-    config["vision_cfg"]["image_size"] = image_size
-
-
-def _build(name: str, config: dict[str, Any]) -> open_clip.CLIP:
-    """Build the model; only ViTs with open_clip's plain blocks are supported."""
-    unsupported = ValueError(
-        f"backbone.name {name} is not supported; use a CLIP with a plain ViT image tower and a "
-        f"causal text tower, such as ViT-B-16-plus-240, ViT-B-16 or ViT-L-14-336"
-    )
-    vision, text = config["vision_cfg"], config["text_cfg"]
-    if "timm_model_name" in vision or "hf_model_name" in text or config.get("custom_text"):
-        raise unsupported
-    # Untrained weights depend only on the run's seed, not on earlier random numbers. Their
-    # initialisation does not affect later random numbers.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(torch.initial_seed())
-        try:
-            model = open_clip.CLIP(**config)
-        except MemoryError:
-            raise
-        except Exception as error:  # open_clip and torch raise many types
-            if explain_exhaustion(error) is not None:
-                raise
-            cause = reason(error)[:200] or type(error).__name__
-            raise ValueError(
-                f"backbone.name {name}: open_clip cannot build this configuration ({cause}); "
-                f"correct it, or use an open_clip model name"
-            ) from None
-    visual = model.visual
-    plain = (
-        isinstance(visual, VisionTransformer)
-        and visual.pool_type == "tok"
-        and visual.attn_pool is None
-        and not visual.final_ln_after_pool
-        and isinstance(visual.transformer.resblocks[0], ResidualAttentionBlock)
-        and model.text_pool_type == "argmax"
-        and model.attn_mask is not None
-    )
-    if not plain:
-        raise unsupported
-    return model
 
 
 # -- tags ----------------------------------------------------------------------------------------
@@ -421,6 +348,9 @@ def _settle(
     if settings is not None:
         stated = {"mean": settings.mean, "std": settings.std}
         preprocessing = {**{k: v for k, v in stated.items() if v}, **preprocessing}
+    if uses_timm(config):
+        preprocessing = {**pixels_of_tags(name), **preprocessing}
+        is_stated = True  # timm's towers have the activation of their weights
     is_known = name == DEMO or file.tensors.is_openai or bool(preprocessing.get("mean"))
     pixels = "" if is_known else "CLIP's pixel normalisation"
     if not is_stated and statement is None and name != DEMO:
@@ -443,7 +373,7 @@ def _stated_activation(file: _File, settings: WeightsSettings | None) -> tuple[b
     return None
 
 
-def _fill(model: open_clip.CLIP, file: _File, name: str, positions: str) -> None:
+def _fill(model: CLIP, file: _File, name: str, positions: str) -> None:
     """Load the tensors of a file.
 
     Raises:
@@ -459,10 +389,10 @@ def _fill(model: open_clip.CLIP, file: _File, name: str, positions: str) -> None
     interpolation, antialias = INTERPOLATIONS[positions]
     resize_pos_embed(state, model, interpolation, antialias)
     resize_text_pos_embed(state, model)
-    model.load_state_dict(state)
+    model.load_state_dict(model_names(state, model))
 
 
-def _notes_on_positions(file: _File, model: open_clip.CLIP, image_size: int | None) -> list[str]:
+def _notes_on_positions(file: _File, model: CLIP, image_size: int | None) -> list[str]:
     """Return notes on positional embeddings that were interpolated without being asked for."""
     notes = []
     given, length = len(file.tensors.state["positional_embedding"]), model.context_length
@@ -471,6 +401,8 @@ def _notes_on_positions(file: _File, model: open_clip.CLIP, image_size: int | No
             f"positional embeddings of the text tower are interpolated from {given} to {length} "
             f"positions; a model configuration with context_length {given} keeps them"
         )
+    if file.tensors.layout == TIMM:  # timm interpolates only where it is asked to
+        return notes
     side = math.isqrt(len(file.tensors.state["visual.positional_embedding"]) - 1)
     grid = model.visual.grid_size[0]
     if image_size is None and side != grid:

@@ -120,10 +120,11 @@ class APRILGAN(AuxiliaryTraining, ReferenceMethod[Memory]):
         layers = sorted(numbers)
         needed = {*self.layers, *(self.memory_layers if scoring else ())}
         encoded = dict(zip(layers, encode_layers(tower, images, layers), strict=True))
-        tokens = {f"raw.{layer}": encoded[layer][:, 1:] for layer in layers if layer in needed}
+        first = tower.num_prefix_tokens
+        tokens = {f"raw.{layer}": encoded[layer][:, first:] for layer in layers if layer in needed}
         if scoring:
             with tower.out_of_autocast():
-                tokens["image"] = tower.project(encoded[tower.num_layers][:, 0])
+                tokens["image"] = tower.pool(encoded[tower.num_layers])
         return tokens
 
     def score_tokens(self, tokens: dict[str, Tensor], categories: list[str]) -> Scores:
@@ -164,7 +165,8 @@ class APRILGAN(AuxiliaryTraining, ReferenceMethod[Memory]):
     def remember(self, images: Tensor) -> Memory:
         """Return the patches of the reference images ``(k, 3, H, W)`` of a category."""
         encoded = encode_layers(self.backbone, images, self.memory_layers)
-        return tuple(unit(tokens[:, 1:].flatten(0, 1)) for tokens in encoded)
+        first = self.backbone.num_prefix_tokens
+        return tuple(unit(tokens[:, first:].flatten(0, 1)) for tokens in encoded)
 
     # -- training --------------------------------------------------------------------------------
 

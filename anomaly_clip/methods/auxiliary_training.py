@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from anomaly_clip.backbones import clip, frozen, surgery
+from anomaly_clip.backbones import blocks, clip, clip_towers, frozen, surgery
 from anomaly_clip.errors import check_above, check_at_least
 from anomaly_clip.files import source_hash
 from anomaly_clip.methods.clip_method import CLIPMethod
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from anomaly_clip.data.dataset import AnomalyData
 
 __all__ = ["AuxiliaryTraining"]
+
+
+TOKEN_CODE = (blocks, clip, clip_towers, frozen, surgery)
+"""Modules that the tokens of a frozen image tower depend on."""
 
 
 class AuxiliaryTraining(CLIPMethod, ABC):
@@ -204,10 +208,10 @@ class AuxiliaryTraining(CLIPMethod, ABC):
 
     def _key(self, scoring: bool) -> str:
         backbone = self.backbone
-        files = [str(module.__file__) for module in (clip, frozen, surgery, *self.token_code)]
+        files = [str(module.__file__) for module in (*TOKEN_CODE, *self.token_code)]
         encoder = Path(inspect.unwrap(type(self).tokens).__code__.co_filename)
         code = source_hash(*files, *([str(encoder)] if encoder.is_file() else []))
-        dtype = backbone.visual.conv1.weight.dtype
+        dtype = next(backbone.tower.parameters()).dtype
         pixels = f"{backbone.mean.flatten().tolist()} {backbone.std.flatten().tolist()}"
         options = f"{type(self).__name__} {self.token_options(scoring)} {scoring}"
         return f"{backbone.identity} {dtype} {pixels} {options} {code} {version('open_clip_torch')}"

@@ -127,6 +127,7 @@ class CLIPADA(CLIPMethod):
         check_choice("model.head_init", head_init, ("random", "clip"))
         check_between("model.tau", tau, LEAST_TAU, MOST_TAU)
         self.backbone = CLIPBackbone.of(backbone)
+        self.backbone.check_learnable_text("CLIP-ADA")
         self.feature_layer = feature_layer
         self.taps = [feature_layer] if taps is None else list(taps)
         self.backbone.check_layers(self.taps)
@@ -147,7 +148,7 @@ class CLIPADA(CLIPMethod):
         self.loss = _settings(LossSettings, loss)
         self.optim = _settings(OptimSettings, optim)
         self.map = _settings(MapSettings, map)
-        width, dim = self.backbone.visual.conv1.out_channels, self.backbone.visual.output_dim
+        width, dim = self.backbone.width, self.backbone.embed_dim
         with torch.random.fork_rng(devices=[]):
             # The initial weights depend on the seed alone, not on earlier random numbers.
             seed = torch.initial_seed()

@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from anomaly_clip.backbones.blocks import PlainBlock
 from anomaly_clip.backbones.clip import CLIPBackbone, unit
-from anomaly_clip.backbones.surgery import attend, split_heads
 from anomaly_clip.errors import check_at_least, check_choice
-
-if TYPE_CHECKING:
-    from open_clip.transformer import ResidualAttentionBlock
 
 __all__ = ["DenseHead", "RefinementSettings", "RegionRefinement", "biased_block"]
 
@@ -109,7 +106,7 @@ class RegionRefinement(nn.Module):
         self.settings = settings
         self.layer = layer
         visual = backbone.visual
-        width, dim = visual.conv1.out_channels, visual.output_dim
+        width, dim = backbone.width, backbone.embed_dim
         mode = settings.mode
         available = backbone.num_layers - layer
         needed = {"bias": settings.blocks, "reencode": 1}.get(mode, 0)
@@ -151,22 +148,22 @@ class RegionRefinement(nn.Module):
             shifted = tokens[:, 1:].float() + guide.unsqueeze(-1) * self.shift
             refined = torch.cat([tokens[:, :1].float(), shifted], dim=1)
             for block in self.blocks:
-                refined = biased_block(block, refined, bias)
+                refined = biased_block(PlainBlock.of(block), refined, bias)
             return self.head(refined[:, 1:])
         with backbone.out_of_autocast():
-            for block in backbone.visual.transformer.resblocks[self.layer :]:
+            for block in backbone.blocks[self.layer :]:
                 tokens = biased_block(block, tokens, bias)
             return unit(backbone.project(tokens[:, 1:]))
 
 
-def biased_block(block: ResidualAttentionBlock, tokens: Tensor, bias: Tensor) -> Tensor:
+def biased_block(block: PlainBlock, tokens: Tensor, bias: Tensor) -> Tensor:
     """Run a block of the image tower with an attention bias on the keys.
 
     Args:
-        block: open_clip's residual attention block.
+        block: The block.
         tokens: ``(B, 1 + N, W)``.
         bias: ``(B, 1 + N)``, added to the attention logits of every query and head.
     """
-    q, k, v = split_heads(block, block.ln_1(tokens))
-    attended = tokens + attend(block, q, k, v, bias)
-    return attended + block.ls_2(block.mlp(block.ln_2(attended)))
+    q, k, v = block.heads(tokens)
+    attended = tokens + block.attend(q, k, v, bias)
+    return attended + block.mlp_output(attended)

@@ -139,6 +139,7 @@ class Contrastive(LightningModule):
         check_at_least("model.logit_scale", logit_scale, 0.001)
         check_at_least("model.seed", seed, 0)
         self.backbone = CLIPBackbone.of(backbone)
+        self.backbone.check_learnable_text("contrastive training")
         # Plain dictionaries come from recorded hyper-parameters.
         prompts = PromptEnsemble(**prompts) if isinstance(prompts, dict) else prompts
         settings: dict[str, Any] = {"backbone": self.backbone.settings, "prompts": prompts}

@@ -17,7 +17,7 @@ def scale_values(backbone: CLIPBackbone, gain: float) -> None:
 
     The output of the network does not change.
     """
-    width = backbone.visual.conv1.out_channels
+    width = backbone.width
     for block in backbone.visual.transformer.resblocks:
         block.attn.in_proj_weight[2 * width :] *= gain
         block.attn.in_proj_bias[2 * width :] *= gain

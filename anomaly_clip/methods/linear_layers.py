@@ -66,7 +66,7 @@ def initial_layers(backbone: CLIPBackbone, count: int) -> nn.ModuleList:
         backbone: CLIP with the width ``W`` of the image tower and the dimension ``D`` of the texts.
         count: Number of layers.
     """
-    width, dim = backbone.visual.conv1.out_channels, backbone.visual.output_dim
+    width, dim = backbone.width, backbone.embed_dim
     with torch.random.fork_rng(devices=[]):
         # The initial weights do not depend on earlier random numbers.
         torch.manual_seed(torch.initial_seed())

@@ -86,6 +86,7 @@ class AnomalyCLIP(AuxiliaryTraining):
     ) -> None:
         super().__init__(evaluator)
         self.backbone = CLIPBackbone.of(backbone)
+        self.backbone.check_learnable_text("AnomalyCLIP")
         self.set_training(lr, feature_cache_gb)
         check_choice("model.inference", inference, ("anomalyclip", "crane"))
         check_above("model.temperature", temperature, 0)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, Tokens, unit
 from anomaly_clip.backbones.prompts import PromptEnsemble, RVSSettings
-from anomaly_clip.backbones.surgery import StageTokens, check_stages, encode_dual_path
+from anomaly_clip.backbones.surgery import NUM_STAGES, StageTokens, check_stages, encode_dual_path
 from anomaly_clip.errors import check_at_least
 from anomaly_clip.maps import gaussian_blur, image_score, patches_to_map
 from anomaly_clip.methods.prompted_method import PromptedMethod
@@ -36,7 +36,8 @@ class SDP(PromptedMethod):
         prompts: States and templates of the normal and the abnormal prompts.
         rvs: Reduction of the prompts of a class to one vector.
         stages: Stages whose maps are summed, each given by the number of its last block (1-based);
-            default: all four.
+            default: all four. With paths original, a tower that cannot be divided into four stages
+            has its layers instead; default: the last one.
         paths: surgery: patch tokens of value-value attention (the method). original: CLIP's own
             patch tokens (Figure 1 of the paper).
         stage_tokens: official: the tokens of a stage include the attention output of the next
@@ -70,7 +71,7 @@ class SDP(PromptedMethod):
     ) -> None:
         super().__init__(prompts, rvs, evaluator)
         self.backbone = CLIPBackbone.of(backbone)
-        self.stages = check_stages(stages, self.backbone.num_layers)
+        self.stages = self._check_stages(stages, paths)
         self.paths = paths
         self.stage_tokens = stage_tokens
         self.feature_surgery = feature_surgery
@@ -83,6 +84,15 @@ class SDP(PromptedMethod):
         }
         self.save_hyperparameters(ignore=[*settings, "evaluator"], logger=False)
         self.save_hyperparameters({k: asdict(v) for k, v in settings.items()}, logger=False)
+
+    def _check_stages(self, stages: list[int] | None, paths: str) -> list[int]:
+        """Return the stage ends or, with paths original, layers of a tower without stages."""
+        backbone = self.backbone
+        if paths == "surgery":
+            _ = backbone.blocks  # refuses towers without value-value attention
+        elif backbone.num_layers % NUM_STAGES:
+            return backbone.check_layers(stages)
+        return check_stages(stages, backbone.num_layers)
 
     @torch.no_grad()
     def score_with_text(self, images: Tensor, text: Tensor) -> Scores:

@@ -157,7 +157,8 @@ class SDPPlus(AuxiliaryTraining, SDP):  # type: ignore[override]  # a property
         with self.backbone.out_of_autocast():
             tokens, class_token = self.encode(images)
         numbered = list(zip(self.stages, tokens, strict=True))
-        tokens_by_name = {f"raw.{stage}": token.raw[:, 1:] for stage, token in numbered}
+        first = self.backbone.num_prefix_tokens
+        tokens_by_name = {f"raw.{stage}": token.raw[:, first:] for stage, token in numbered}
         if scoring:
             tokens_by_name |= {f"projected.{stage}": token.projected for stage, token in numbered}
             if self.stages[-1] != self.backbone.num_layers:

@@ -79,7 +79,8 @@ class WinCLIP(ReferenceMethod[Embeddings]):
         self.scales = [2, 3] if scales is None else list(scales)
         self.temperature = temperature
         check_above("model.temperature", temperature, 0)
-        side = self.backbone.image_size // self.backbone.patch_size
+        _ = self.backbone.blocks  # refuses towers whose windows cannot be isolated
+        side = self.side
         if not self.scales or min(self.scales) < 1 or max(self.scales) > side:
             raise ValueError(
                 f"model.scales {self.scales}: expected window sides from 1 to {side} patches "
@@ -115,7 +116,7 @@ class WinCLIP(ReferenceMethod[Embeddings]):
     @property
     def side(self) -> int:
         """Number of patches along a side of the image."""
-        return self.image_size // self.backbone.patch_size
+        return self.backbone.grid_size[0]
 
     def embed(self, images: Tensor, with_patches: bool = True) -> Embeddings:
         """Encode whole images and all their windows.
@@ -133,12 +134,11 @@ class WinCLIP(ReferenceMethod[Embeddings]):
             image, *windows = embed_windows(backbone, tokens, [whole, *members])
             return Embeddings(image[:, 0], None, tuple(windows))
         windows = embed_windows(backbone, tokens, members)
-        for block in backbone.visual.transformer.resblocks:
+        for block in backbone.blocks:
             tokens = block(tokens)
-        final = backbone.visual.ln_post(tokens)
-        image = final[:, 0] @ backbone.visual.proj
-        patches = (final if self.patch_norm else tokens)[:, 1:]  # (B, N, W)
-        return Embeddings(image.float(), patches.float(), tuple(windows))
+        patches = backbone.normed(tokens) if self.patch_norm else tokens
+        patches = patches[:, backbone.num_prefix_tokens :]  # (B, N, W)
+        return Embeddings(backbone.pool(tokens).float(), patches.float(), tuple(windows))
 
     @torch.no_grad()
     def remember(self, images: Tensor) -> Embeddings:
@@ -199,22 +199,24 @@ def embed_windows(
     """Return the embeddings of isolated windows, ``(B, windows, D)`` for each scale.
 
     Queries, keys and values of the first block do not depend on the window, so they are computed
-    once. The last block only computes the class token.
+    once. The last block only computes the class token, if the image embedding is made from it
+    alone. Otherwise, the head reads all tokens of the window.
 
     Args:
         backbone: The frozen CLIP.
-        tokens: Input of the first block, ``(B, 1 + N, W)``.
+        tokens: Input of the first block, ``(B, P + N, W)``.
         windows: For each scale, the patch indices of its windows; see :func:`window_patches`.
     """
-    block = backbone.visual.transformer.resblocks[0]
-    mixed = F.linear(block.ln_1(tokens), block.attn.in_proj_weight, block.attn.in_proj_bias)
+    prefix = backbone.num_prefix_tokens
+    mixed = backbone.blocks[0].joint(tokens)
     max_tokens = TOKENS_AT_ONCE["cpu" if tokens.device.type == "cpu" else "else"]
     # The number of images is unknown while a graph is traced.
     num_images = 1 if torch.compiler.is_compiling() else len(tokens)
     embeddings = []
     for patches in windows:
-        first = torch.zeros(len(patches), 1, dtype=torch.int64)
-        members = torch.cat([first, patches + 1], dim=1).to(tokens.device)  # (windows, 1 + k * k)
+        first = torch.arange(prefix).expand(len(patches), -1)
+        members = torch.cat([first, patches + prefix], dim=1)  # (windows, P + k * k)
+        members = members.to(tokens.device)
         per_pass = max(1, max_tokens // (num_images * members.shape[1]))
         parts = [_embed_part(backbone, tokens, mixed, part) for part in members.split(per_pass)]
         embeddings.append(torch.cat(parts, dim=1))
@@ -223,29 +225,24 @@ def embed_windows(
 
 def _embed_part(backbone: CLIPBackbone, tokens: Tensor, mixed: Tensor, members: Tensor) -> Tensor:
     """Embed some of the windows; ``mixed`` holds queries, keys and values of the first block."""
-    blocks = backbone.visual.transformer.resblocks
-    x = tokens[:, members].flatten(0, 1)  # (B * windows, 1 + k * k, W)
-    mixed = mixed[:, members].flatten(0, 1)  # (B * windows, 1 + k * k, 3 * W)
+    blocks, head_rows = backbone.blocks, 1 if backbone.pools_class_token else members.shape[1]
+    x = tokens[:, members].flatten(0, 1)  # (B * windows, P + k * k, W)
+    mixed = mixed[:, members].flatten(0, 1)  # (B * windows, P + k * k, 3 * W)
     width = x.shape[-1]
     for number, block in enumerate(blocks):
-        attention, rows = block.attn, x.shape[1]
-        weight, bias = attention.in_proj_weight, attention.in_proj_bias
+        rows = x.shape[1]
         if number == 0:
             parts = mixed.split(width, dim=-1)
         elif number + 1 < len(blocks):
-            parts = F.linear(block.ln_1(x), weight, bias).split(width, dim=-1)
-        else:  # the last block only has to return the class token
-            rows, normed = 1, block.ln_1(x)
-            first = F.linear(normed[:, :1], weight[:width], bias[:width])
-            rest = F.linear(normed, weight[width:], bias[width:])
-            parts = (first, *rest.split(width, dim=-1))
-        q, k, v = (part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for part in parts)
-        attended = (
-            F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        )  # (.., rows, W)
-        x = x[:, :rows] + block.ls_1(attention.out_proj(attended))
-        x += block.ls_2(block.mlp(block.ln_2(x)))
-    return backbone.project(x[:, 0]).unflatten(0, (len(tokens), -1)).float()
+            parts = block.joint(x).split(width, dim=-1)
+        else:  # the last block only has to return the tokens that the head reads
+            rows = head_rows
+            parts = block.first_joint(x, rows)
+        q, k, v = (block.per_head(part) for part in parts)
+        attended = F.scaled_dot_product_attention(q, k, v)  # (.., heads, rows, d)
+        x = x[:, :rows] + block.attention_output(attended)
+        x += block.mlp_output(x)
+    return backbone.pool(x).unflatten(0, (len(tokens), -1)).float()
 
 
 def harmonic_map(scores: Tensor, patches: Tensor) -> Tensor:
