@@ -70,7 +70,10 @@ def small_clips(weights: ModuleType, replace: Set) -> None:
         config, preprocessing = read_real(name)
         if name != "demo" and not name.endswith(".json"):
             config["embed_dim"] = 16
-            config["vision_cfg"] |= {"width": 32, "head_width": 16}
+            if "timm_model_name" in config["vision_cfg"]:
+                small_timm_tower(config)
+            else:
+                config["vision_cfg"] |= {"width": 32, "head_width": 16}
             config["text_cfg"] |= {"width": 16, "heads": 2, "layers": 1}
         return config, preprocessing
 
@@ -90,6 +93,26 @@ def small_clips(weights: ModuleType, replace: Set) -> None:
 
     replace(weights, "read_config", read_config)
     replace(weights, "fetch", fetch)
+
+
+def small_timm_tower(config: dict[str, Any]) -> None:
+    """Replace an image tower of timm by a narrow ViT, and a tokenizer of the hub by CLIP's."""
+    from timm.models import registry, vision_transformer
+
+    def docs_vit(pretrained: bool = False, **options: Any) -> Any:
+        given = {key: options[key] for key in ("num_classes", "global_pool") if key in options}
+        sizes = {"embed_dim": 32, "depth": 12, "num_heads": 2, "class_token": False}
+        model = vision_transformer.VisionTransformer(**{**sizes, "global_pool": "map", **given})
+        model.default_cfg = {}
+        return model
+
+    if not registry.is_model("docs_vit"):
+        docs_vit.__module__ = vision_transformer.__name__
+        registry.register_model(docs_vit)
+    config["vision_cfg"] |= {"timm_model_name": "docs_vit", "timm_pool": "map"}
+    config["vision_cfg"] |= {"timm_proj": "linear"}
+    text = config["text_cfg"]
+    text |= {"vocab_size": 49408, "hf_tokenizer_name": None, "tokenizer_kwargs": {}}
 
 
 def small_demo(demo: ModuleType, replace: Set) -> None:
