@@ -101,8 +101,9 @@ def small_timm_tower(config: dict[str, Any]) -> None:
 
     def docs_vit(pretrained: bool = False, **options: Any) -> Any:
         given = {key: options[key] for key in ("num_classes", "global_pool") if key in options}
-        sizes = {"embed_dim": 32, "depth": 12, "num_heads": 2, "class_token": False}
-        model = vision_transformer.VisionTransformer(**{**sizes, "global_pool": "map", **given})
+        sizes: dict[str, Any] = {"embed_dim": 32, "depth": 12, "num_heads": 2}
+        sizes |= {"class_token": False, "global_pool": "map"}
+        model: Any = vision_transformer.VisionTransformer(**{**sizes, **given})
         model.default_cfg = {}
         return model
 
