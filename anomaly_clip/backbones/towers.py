@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, cast
+from typing import Any
 
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, from_checkpoint
 from anomaly_clip.backbones.cnn import IMAGENET, MEAN, STD, CNNBackbone, CNNSettings
@@ -20,7 +20,6 @@ __all__ = [
     "AnyBackbone",
     "AnySettings",
     "BackboneSettings",
-    "check_kind",
     "settings_of",
     "tower_of",
 ]
@@ -53,6 +52,7 @@ class BackboneSettings:
     std: list[float] | None = None
 
 
+DEFAULT_NAMES = (BackboneSettings.name, ViTSettings.name, CLIPSettings.name)
 AnySettings = BackboneSettings | CLIPSettings | CNNSettings | ViTSettings
 AnyBackbone = CLIPBackbone | CNNBackbone | ViTBackbone
 
@@ -66,21 +66,61 @@ def settings_of(
         backbone: Settings, or a mapping, as checkpoints have it; or a ready backbone.
 
     Raises:
-        ValueError: If there is an option of another kind, or there are no settings.
+        ValueError: If the name or an option is of another kind, or there are no settings.
     """
-    check_kind(backbone)
     if isinstance(backbone, (CNNBackbone, ViTBackbone, CLIPBackbone)):
         return backbone.settings
-    if isinstance(backbone, Mapping):
-        if "pretrained" in backbone:
-            return CLIPSettings(**from_checkpoint(backbone))
-        return settings_of(BackboneSettings(**backbone))
+    if not isinstance(backbone, (BackboneSettings, CLIPSettings, CNNSettings, ViTSettings)):
+        return settings_of(_from_mapping(backbone))
+    if isinstance(backbone, CLIPSettings):
+        # The name is that of another kind if a method's default is no CLIP model.
+        is_default = backbone.pretrained == DEMO and backbone.name in DEFAULT_NAMES
+        backbone = replace(backbone, name=DEMO) if is_default else backbone
+    _check_name(backbone.name, isinstance(backbone, CLIPSettings))
     if isinstance(backbone, BackboneSettings):
         return _resolved(backbone)
     if isinstance(backbone, CNNSettings) and _is_timm(backbone.name):
         weights = AUTO if backbone.weights == IMAGENET else backbone.weights
         return _resolved(BackboneSettings(backbone.name, weights, backbone.layers))
     return backbone
+
+
+def _from_mapping(given: Any) -> CLIPSettings | BackboneSettings:
+    """Return the settings in a mapping, which are those of a CLIP model if it has such options."""
+    check_settings(given, "name")
+    is_clip = "pretrained" in given or (
+        "weights" not in given and not set(given).isdisjoint(CLIP_OPTIONS)
+    )
+    accepted = [field.name for field in fields(CLIPSettings if is_clip else BackboneSettings)]
+    others = [name for name in given if name not in accepted]
+    if others:
+        kind = "a CLIP model" if is_clip else "a CNN or a ViT, which has weights"
+        raise ValueError(
+            f"backbone.{others[0]} is no option of {kind}: leave it out (options: "
+            f"{', '.join(accepted)})"
+        )
+    return CLIPSettings(**from_checkpoint(given)) if is_clip else BackboneSettings(**given)
+
+
+def _check_name(name: str, is_clip: bool) -> None:
+    """Check that a name is one of the kind that the options of a backbone choose.
+
+    Raises:
+        ValueError: If it is one of another kind.
+    """
+    if not is_clip and _is_clip(name):
+        raise ValueError(
+            f"backbone.name {name} is a CLIP model: give its weights with "
+            f"model.backbone.pretrained, and no options of CNNs and ViTs (model.backbone.weights, "
+            f"layers, mean, std)"
+        )
+    if is_clip and (_is_cnn(name) or _is_timm(name)):
+        kind = "CNN" if _is_cnn(name) else "ViT without texts"
+        raise ValueError(
+            f"backbone.name {name} is a {kind}: give its weights with model.backbone.weights, its "
+            f"image size with model.image_size, and no options of CLIP models "
+            f"(model.backbone.pretrained, image_size, quick_gelu, positions)"
+        )
 
 
 def _resolved(settings: BackboneSettings) -> CNNSettings | ViTSettings:
@@ -128,55 +168,6 @@ def tower_of(
             f"{tower.image_size}: set both to the same, or leave backbone.image_size out"
         )
     return tower
-
-
-def check_kind(backbone: object) -> None:
-    """Check that settings of a backbone are all those of one kind.
-
-    A mapping is of a CLIP model if it has ``pretrained``. The command line and files choose the
-    kind by the options that are given.
-
-    Raises:
-        ValueError: If there is an option of another kind, the name is one of another kind, or
-            there are no settings.
-    """
-    if isinstance(backbone, (CLIPBackbone, CNNBackbone, ViTBackbone)):
-        return
-    if isinstance(backbone, (BackboneSettings, CLIPSettings, CNNSettings, ViTSettings)):
-        name, is_clip = backbone.name, isinstance(backbone, CLIPSettings)
-    else:
-        check_settings(backbone, "name")
-        given = cast("Mapping[str, Any]", backbone)
-        is_clip = "pretrained" in given or (
-            "weights" not in given and not set(given).isdisjoint(CLIP_OPTIONS)
-        )
-        default = CLIPSettings.name if is_clip else BackboneSettings.name
-        name = str(given.get("name", default))
-        _check_options(given, is_clip)
-    if not is_clip and _is_clip(name):
-        raise ValueError(
-            f"backbone.name {name} is a CLIP model: give its weights with "
-            f"model.backbone.pretrained, and no options of CNNs and ViTs (model.backbone.weights, "
-            f"layers, mean, std)"
-        )
-    if is_clip and (_is_cnn(name) or _is_timm(name)):
-        kind = "CNN" if _is_cnn(name) else "ViT without texts"
-        raise ValueError(
-            f"backbone.name {name} is a {kind}: give its weights with model.backbone.weights, its "
-            f"image size with model.image_size, and no options of CLIP models "
-            f"(model.backbone.pretrained, image_size, quick_gelu, positions)"
-        )
-
-
-def _check_options(given: Mapping[str, Any], is_clip: bool) -> None:
-    accepted = [field.name for field in fields(CLIPSettings if is_clip else BackboneSettings)]
-    others = [name for name in given if name not in accepted]
-    if others:
-        kind = "a CLIP model" if is_clip else "a CNN or a ViT, which has weights"
-        raise ValueError(
-            f"backbone.{others[0]} is no option of {kind}: leave it out (options: "
-            f"{', '.join(accepted)})"
-        )
 
 
 def _is_cnn(name: str) -> bool:

@@ -210,6 +210,8 @@ def completed(kind: type, name: str, saved: Any) -> Any:
         return saved
     for option in get_args(hint) or (hint,):
         if isinstance(option, type) and is_dataclass(option):
+            if not set(saved) <= {field.name for field in fields(option)}:
+                continue  # of another kind, as a CLIP model in place of a CNN
             newer = [field for field in fields(option) if field.name not in saved]
             defaults = {f.name: f.default for f in newer if f.default is not MISSING}
             for field in newer:

@@ -36,10 +36,14 @@ def comparable(settings: Any, name: str, is_hashed: bool) -> Any:
     """
     if name not in ("backbone", "text") or not isinstance(settings, Mapping):
         return settings
-    if _is_clip(settings):
-        settings = asdict(CLIPSettings(**settings))
-    elif name == "backbone" and set(settings) <= set(BackboneSettings.__dataclass_fields__):
-        with suppress(ValueError):  # settings that are refused with their reason later
+    is_clip, is_other = (
+        _is_clip(settings),
+        set(settings) <= set(BackboneSettings.__dataclass_fields__),
+    )
+    if name == "text":
+        settings = asdict(CLIPSettings(**settings)) if is_clip else settings
+    elif is_clip or is_other:
+        with suppress(ValueError, TypeError):  # settings that are refused with a reason later
             settings = asdict(settings_of(settings))
     if name == "text":
         return settings
