@@ -100,10 +100,12 @@ def small_timm_tower(config: dict[str, Any]) -> None:
     from timm.models import registry, vision_transformer
 
     def docs_vit(pretrained: bool = False, **options: Any) -> Any:
-        given = {key: options[key] for key in ("num_classes", "global_pool") if key in options}
+        names = ("num_classes", "global_pool")
+        given: dict[str, Any] = {name: options[name] for name in names if name in options}
         sizes: dict[str, Any] = {"embed_dim": 32, "depth": 12, "num_heads": 2}
         sizes |= {"class_token": False, "global_pool": "map"}
-        model: Any = vision_transformer.VisionTransformer(**{**sizes, **given})
+        sizes |= given
+        model: Any = vision_transformer.VisionTransformer(**sizes)
         model.default_cfg = {}
         return model
 
@@ -113,7 +115,9 @@ def small_timm_tower(config: dict[str, Any]) -> None:
     config["vision_cfg"] |= {"timm_model_name": "docs_vit", "timm_pool": "map"}
     config["vision_cfg"] |= {"timm_proj": "linear"}
     text = config["text_cfg"]
-    text |= {"vocab_size": 49408, "hf_tokenizer_name": None, "tokenizer_kwargs": {}}
+    text |= {"vocab_size": 49408}
+    text.pop("hf_tokenizer_name", None)
+    text.pop("tokenizer_kwargs", None)
 
 
 def small_demo(demo: ModuleType, replace: Set) -> None:
