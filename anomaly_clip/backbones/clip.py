@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from anomaly_clip.backbones.blocks import PlainBlock
 from anomaly_clip.backbones.clip_towers import ImageTower, OpenCLIPTower, image_tower
-from anomaly_clip.backbones.frozen import FrozenBackbone, check_settings
+from anomaly_clip.backbones.frozen import FrozenBackbone
 from anomaly_clip.backbones.tokenizers import PromptTokenizer, tokenizer_of
 from anomaly_clip.errors import check_choice
 from anomaly_clip.progress import say
@@ -129,7 +129,9 @@ class CLIPBackbone(FrozenBackbone):
             return settings
         if isinstance(settings, CLIPSettings):
             return cls(**asdict(settings))
-        check_settings(settings, "pretrained")
+        from anomaly_clip.backbones.clip_models import check_clip_settings  # slow to import
+
+        check_clip_settings(settings)
         return cls(**from_checkpoint(settings))
 
     @property

@@ -13,7 +13,8 @@ from lightning.pytorch.trainer.states import RunningStage, TrainerFn
 from torch import Tensor, nn
 
 from anomaly_clip.backbones.clip import CLIPBackbone
-from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
+from anomaly_clip.backbones.cnn import CNNBackbone
+from anomaly_clip.backbones.required_kinds import check_resnet, cnn_settings_of
 from anomaly_clip.backbones.towers import AnyBackbone, AnySettings, settings_of, tower_of
 from anomaly_clip.backbones.vit import ViTBackbone
 from anomaly_clip.errors import Diverged, check_at_least
@@ -30,7 +31,6 @@ __all__ = ["FeatureMethod", "FittedMethod", "Select", "TrainedMethod", "feature_
 
 QUARTERS = {"layer1": 1, "layer2": 2, "layer3": 3, "layer4": 4}
 """Names of a ResNet's stages, and the quarters of a transformer that they stand for."""
-CNN_ONLY = "it trains or mirrors the stages of one, which a transformer does not have"
 Select = Literal["last", "best_test"]
 """Epoch that is tested: the last one, or the best on the test images."""
 
@@ -53,6 +53,10 @@ class FeatureMethod(AnomalyMethod, ABC):
     one_category: ClassVar[bool] = True
     any_tower: ClassVar[bool] = False
     """True if the method takes the feature maps of any backbone, not only those of a CNN."""
+    needs_stages: ClassVar[str] = "it is written for the layers of one"
+    """Reason why a method without ``any_tower`` needs a CNN, for messages."""
+    trains_resnet: ClassVar[bool] = False
+    """True if a method without ``any_tower`` takes no other CNN than a ResNet."""
     stages: ClassVar[tuple[str, ...]] = ()
     """Default layers, as names of a ResNet's stages; see :meth:`check_layers`."""
     backbone: AnyBackbone
@@ -66,12 +70,15 @@ class FeatureMethod(AnomalyMethod, ABC):
     ) -> None:
         super().__init__(evaluator)
         check_at_least("model.image_size", image_size, 32)
-        settings = self.backbone_settings = settings_of(backbone)
-        if not self.any_tower and not isinstance(settings, CNNSettings):
-            raise ValueError(
-                f"backbone.name {settings.name}: {type(self).__name__} needs a CNN of torchvision, "
-                f"such as resnet18 ({CNN_ONLY})"
-            )
+        if self.any_tower:
+            self.backbone_settings = settings_of(backbone)
+        else:
+            method = type(self).__name__
+            reason = "it trains a ResNet" if self.trains_resnet else self.needs_stages
+            self.backbone_settings = cnn_settings_of(backbone, method, reason)
+            if self.trains_resnet:
+                check_resnet(backbone, method)
+        settings = self.backbone_settings
         ready = isinstance(backbone, (CNNBackbone, ViTBackbone, CLIPBackbone))
         needed = self.stages if layers is None else layers
         self.backbone = tower_of(backbone if ready else settings, needed, image_size)
