@@ -148,12 +148,14 @@ DEFAULTS = {
     "weights.positions": "bicubic_antialias (default)",
 }
 """Values of items that a file has only if they are not these defaults; see `WeightsRecord`."""
-CNN_METHODS = ("LinearProbe", "PaDiM", "PatchCore", "RD4AD", "RegAD", "SimpleNet")
+CNN_METHODS = (
+    *("LinearProbe", "PaDiM", "PatchCore", "RD4AD", "RegAD", "SimpleNet"),
+    *("AnomalyDINO", "BatchedAnomalyDINO", "BatchedSubspaceAD", "SubspaceAD"),
+)
 """Methods whose backbones have neither of the `DEFAULTS`."""
 OPTIONAL = (
     *("protocol.one_model_a_category", "protocol.started_from", "failed"),
-    *(f"protocol.{key}" for key in TRANSDUCTIVE_ITEMS),
-    *(Item("method", LABELS.get(key, key), f"protocol.{key}") for key in PATCH_ITEMS),
+    *(f"protocol.{key}" for key in (*TRANSDUCTIVE_ITEMS, *PATCH_ITEMS)),
 )
 """Paths of items that are absent where they do not apply."""
 OF_PIXELS = (
