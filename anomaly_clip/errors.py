@@ -322,6 +322,8 @@ def _explain_parsing(message: str, options: list[str]) -> str:
     if apart := _options_apart(message):
         return f"{key}: {apart} do not go together: leave one out, or list the options with --help"
     for reason in reasons:
+        if kind := _other_kind(key, reason):
+            return kind
         if match := re.match(r"Option '(.+)' is not accepted", reason):
             name = owner.rpartition(".")[2]
             return _join(
@@ -356,6 +358,22 @@ def _explain_parsing(message: str, options: list[str]) -> str:
         given = {"None": "null", "True": "true", "False": "false"}.get(given, given)
         return _join(f"{key}: expected {kinds}, got {given}", _hint(expected, given))
     return _join(key, "; ".join(reasons) or _one_line(message))
+
+
+def _other_kind(key: str, reason: str) -> str:
+    """Return a message about an option of another kind of backbone; empty for other options."""
+    match = re.match(r"(?:Option '|Key '|unrecognized arguments: --)([\w.]+)", reason)
+    option = _path(key, match[1]) if match else ""
+    kinds = ("CLIP models", "CNNs of torchvision"), ("CNNs and ViTs", "CLIP models")
+    for word, other, (kind, taken) in zip(
+        ("pretrained", "weights"), ("weights", "pretrained"), kinds, strict=True
+    ):
+        if option.endswith(f"backbone.{word}"):
+            return (
+                f"{option} is an option of {kind}, but this method only takes {taken}: give "
+                f"{option.removesuffix(word)}{other}, or choose another method (docs/towers.md)"
+            )
+    return ""
 
 
 def _options_apart(message: str) -> str:

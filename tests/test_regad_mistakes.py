@@ -58,7 +58,7 @@ def method(backbone: CNNBackbone) -> RegAD:
         ((*ONE, "--model.momentum", "1"), r"model.momentum must be in \[0, 1\)"),
         ((*ONE, "--model.sigma", "-1"), "model.sigma must be 0 or more"),
         ((*ONE, "--model.regularization", "0"), "model.regularization must be above 0"),
-        ((*ONE, "--model.backbone.name", "squeezenet1_1"), "squeezenet1_1 has no layer1"),
+        ((*ONE, "--model.backbone.name", "squeezenet1_1"), "must be a ResNet for RegAD"),
         ((*ONE, "--model.backbone.layers", "[layer4]"), "must name spatial layers of the backbone"),
         ((*ONE, "--model.select", "best_test"), "set data.val_split to test"),
         ((*ONE, "--data.synthesis.recipe", "perlin"), "on normal images only: leave out data.syn"),

@@ -17,6 +17,7 @@ import torch
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
 from anomaly_clip.backbones.clip_towers import image_tower, unsupported_tower
+from anomaly_clip.backbones.frozen import check_settings
 from anomaly_clip.backbones.weight_settings import check_sizes, quick_gelu_of, three_numbers
 from anomaly_clip.documents import load_json
 from anomaly_clip.errors import reason, suggest
@@ -27,6 +28,7 @@ __all__ = [
     "ASSETS",
     "CLIP",
     "build",
+    "check_clip_settings",
     "pixels_of_tags",
     "read_config",
     "resize_tower",
@@ -70,6 +72,7 @@ def read_config(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     else:
         registered = open_clip.get_model_config(name)
         if registered is None:
+            check_texts(name)
             hint = suggest(name, open_clip.list_models()) or "use a ViT, such as ViT-B-16"
             raise ValueError(f"backbone.name {name}: open_clip has no such model; {hint}")
         config = deepcopy(registered)
@@ -88,6 +91,46 @@ def read_config(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
                 f"the file"
             ) from None
     return config, preprocessing
+
+
+def check_texts(name: str) -> None:
+    """Check that a model is not one of torchvision or timm, which have no texts.
+
+    Args:
+        name: Name of a model; one that does not exist passes.
+
+    Raises:
+        ValueError: If it is.
+    """
+    import timm
+    from torchvision import models
+
+    is_cnn = name in models.list_models(module=models)
+    if is_cnn or timm.is_model(name.partition(".")[0]):
+        kind = "CNN of torchvision" if is_cnn else "model of timm"
+        raise ValueError(
+            f"backbone.name {name} is a {kind}, but this method needs a CLIP model, which has "
+            f"texts: give one with model.backbone.pretrained, such as demo, or choose a method on "
+            f"features, such as PatchCore"
+        )
+
+
+def check_clip_settings(settings: Any) -> None:
+    """Check that settings in a mapping are those of a CLIP model.
+
+    Raises:
+        ValueError: If they are those of another kind of backbone, or no settings.
+    """
+    ready = getattr(settings, "settings", settings)  # of a backbone
+    name = settings.get("name") if isinstance(settings, Mapping) else getattr(ready, "name", None)
+    if name is not None:
+        check_texts(str(name))
+    if not isinstance(settings, Mapping) and name is not None:
+        raise ValueError(
+            f"backbone {type(settings).__name__}: the settings of {name} are those of CNNs and "
+            f"ViTs, but this method needs a CLIP model: give CLIPSettings"
+        )
+    check_settings(settings, "pretrained")
 
 
 def set_image_size(config: dict[str, Any], image_size: int, name: str) -> None:

@@ -21,6 +21,7 @@ from torchmetrics import MetricCollection
 
 from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings, load_network
 from anomaly_clip.backbones.frozen import fingerprint
+from anomaly_clip.backbones.required_kinds import cnn_settings_of
 from anomaly_clip.callbacks import DataWaitMonitor
 from anomaly_clip.errors import check_at_least
 from anomaly_clip.methods.evaluated import (
@@ -89,11 +90,8 @@ class LinearProbe(EvaluatedModule):
         super().__init__()
         check_at_least("model.image_size", image_size, 32)
         check_at_least("model.seed", seed, 0)
-        if isinstance(backbone, CNNBackbone):
-            self.backbone_settings = backbone.settings
-        else:
-            # Plain dictionaries come from checkpoints.
-            self.backbone_settings = CNNSettings.of(backbone)
+        reason = "it classifies the pooled layer of one"
+        self.backbone_settings = cnn_settings_of(backbone, "LinearProbe", reason)
         self.image_size = image_size
         self.frozen = frozen
         self.cache_features = cache_features

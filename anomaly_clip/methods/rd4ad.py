@@ -46,6 +46,9 @@ class RD4AD(TrainedMethod):
         evaluator: Settings of the metrics.
     """
 
+    needs_stages: ClassVar[str] = (
+        "its student mirrors three stages, each with half the resolution of the one before"
+    )
     backbone: CNNBackbone
     inference_arguments: ClassVar[frozenset[str]] = frozenset({"evaluator", "amap_mode", "sigma"})
 

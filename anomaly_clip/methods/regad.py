@@ -101,6 +101,7 @@ class RegAD(TrainedMethod):
             untrained network and without the one after the last epoch.
     """
 
+    trains_resnet: ClassVar[bool] = True
     backbone: CNNBackbone
     metric_arguments: ClassVar[frozenset[str]] = frozenset({"evaluator", "rounds"})
     inference_arguments: ClassVar[frozenset[str]] = frozenset(

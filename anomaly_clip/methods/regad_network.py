@@ -41,19 +41,11 @@ class RegistrationNetwork(nn.Module):
     Args:
         start: The ResNet whose weights are copied.
         image_size: Side of the images, in pixels.
-
-    Raises:
-        ValueError: If ``start`` is not a ResNet.
     """
 
     def __init__(self, start: CNNBackbone, image_size: int) -> None:
         super().__init__()
-        name = start.settings.name
-        model: Any = load_network(name, RANDOM)
-        if not all(hasattr(model, part) for part in ("conv1", "bn1", "maxpool", *STAGES)):
-            raise ValueError(
-                f"model.backbone.name must be a ResNet for RegAD, such as resnet18, got {name}"
-            )
+        model: Any = load_network(start.settings.name, RANDOM)
         # Weights missing from the frozen copy belong to layers after the last stage.
         model.load_state_dict(start.network.state_dict(), strict=False)
         self.image_size = image_size

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings
 from anomaly_clip.backbones.cnn import CNNSettings, load_network
 from anomaly_clip.backbones.prompts import check_prompts, embed_prompts
+from anomaly_clip.backbones.required_kinds import check_resnet, cnn_settings_of
 from anomaly_clip.backbones.tab_prompts import TABPrompts, text_matrices
 from anomaly_clip.callbacks import DataWaitMonitor
 from anomaly_clip.errors import check_at_least
@@ -112,7 +113,8 @@ class TAB(LightningModule):
     ) -> None:
         super().__init__()
         # Plain dictionaries come from checkpoints.
-        self.settings = CNNSettings.of(backbone)
+        self.settings = cnn_settings_of(backbone, "TAB", "it trains a ResNet")
+        check_resnet(self.settings, "TAB")
         self.text = text if isinstance(text, CLIPSettings) else CLIPSettings(**text)
         self.prompts = prompts if isinstance(prompts, TABPrompts) else TABPrompts(**prompts)
         self.optim = optim if isinstance(optim, TABOptim) else TABOptim(**optim)
@@ -133,11 +135,6 @@ class TAB(LightningModule):
         self.seed = seed
         # Initial weights are loaded in setup: a model from a checkpoint does not need them.
         self.encoder = load_network(self.settings.name, RANDOM)
-        if not all(hasattr(self.encoder, part) for part in ("conv1", "layer4", "fc")):
-            raise ValueError(
-                f"model.backbone.name must be a ResNet for TAB, such as resnet18, got "
-                f"{self.settings.name}"
-            )
         # The classifier is kept, untrained, because torchvision's strict loading requires it.
         self.encoder.fc.requires_grad_(False)
         self.width = int(self.encoder.fc.weight.shape[1])  # type: ignore[union-attr,index]
