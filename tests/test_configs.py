@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from layouts import brain_mri, btad, clinic_db, head_ct, isic, ksdd2, visa
+from timm_clips import write_config, write_tokenizer
 
 from anomaly_clip import methods
 from anomaly_clip.backbones.clip import CLIPSettings
@@ -129,6 +130,15 @@ def test_winclip_runs(tmp_path: Path, mvtec_root: Path, tiny_clip_config: str, n
     run(tmp_path, [*words, *one_template()])
     references = list((tmp_path / "runs").glob("*/1-*/references.json"))
     assert len(references) == ("shot" in name)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("sdp_siglip2", "siglip"), ("sdp_pe_core", "pe_core")])
+def test_plain_zero_shot_runs(tmp_path: Path, mvtec_root: Path, name: str, kind: str) -> None:
+    tower = write_config(tmp_path, kind, write_tokenizer(tmp_path / "tokenizer"))
+    words = ["--config", str(CONFIGS / f"{name}.yaml"), "--data.root", str(mvtec_root)]
+    words += ["--model.backbone.name", tower, "--model.backbone.pretrained", "random"]
+    metrics = run(tmp_path, [*words, "--model.stages", "[4]", *one_template()])
+    assert metrics["mean"]["image_auroc"] is not None
 
 
 @pytest.mark.slow

@@ -26,6 +26,7 @@ __all__ = [
     "DenseAttention",
     "StageTokens",
     "check_stages",
+    "default_layers",
     "dense_path",
     "dual_path",
     "encode_dual_path",
@@ -69,6 +70,17 @@ def stage_ends(num_layers: int) -> list[int]:
         )
     step = num_layers // NUM_STAGES
     return [step * stage for stage in range(1, NUM_STAGES + 1)]
+
+
+def default_layers(num_layers: int) -> list[int]:
+    """Return the stage ends or, if the layers cannot be divided into stages, the last layer.
+
+    Example:
+        >>> from anomaly_clip.backbones.surgery import default_layers
+        >>> default_layers(12), default_layers(1)
+        ([3, 6, 9, 12], [1])
+    """
+    return [num_layers] if num_layers % NUM_STAGES else stage_ends(num_layers)
 
 
 def check_stages(stages: Sequence[int] | None, num_layers: int) -> list[int]:
