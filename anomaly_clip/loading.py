@@ -20,8 +20,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from anomaly_clip.backbones.clip import CLIPSettings
-from anomaly_clip.backbones.cnn import CNNSettings
 from anomaly_clip.backbones.frozen import check_settings
+from anomaly_clip.backbones.towers import BackboneSettings
 from anomaly_clip.commands.batch import DryRunCLI
 from anomaly_clip.commands.checkpoint_content import DAMAGE, read_checkpoint
 from anomaly_clip.commands.checkpoint_option import checkpoint_file, config_of_fit
@@ -258,7 +258,9 @@ def _check_names(backbone: Mapping[str, Any], content: Mapping[str, Any]) -> Non
     Raises:
         UserError: If there is no such setting.
     """
-    names = [field.name for field in fields(CLIPSettings if _has_clip(content) else CNNSettings)]
+    names = [
+        field.name for field in fields(CLIPSettings if _has_clip(content) else BackboneSettings)
+    ]
     for name in backbone:
         if name not in names:
             raise UserError(f"backbone {name}: no such setting; there are {', '.join(names)}")
