@@ -30,6 +30,7 @@ __all__ = [
     "dual_path",
     "encode_dual_path",
     "encode_layers",
+    "quarter_ends",
     "stage_ends",
 ]
 
@@ -69,6 +70,20 @@ def stage_ends(num_layers: int) -> list[int]:
         )
     step = num_layers // NUM_STAGES
     return [step * stage for stage in range(1, NUM_STAGES + 1)]
+
+
+def quarter_ends(num_layers: int) -> list[int]:
+    """Return the 1-based numbers of the last blocks of the four quarters of any tower.
+
+    Without a multiple of four blocks, quarters differ by a block; below four, some are left out.
+
+    Example:
+        >>> from anomaly_clip.backbones.surgery import quarter_ends
+        >>> quarter_ends(12), quarter_ends(6), quarter_ends(1)
+        ([3, 6, 9, 12], [1, 3, 4, 6], [1])
+    """
+    ends = (num_layers * stage // NUM_STAGES for stage in range(1, NUM_STAGES + 1))
+    return sorted({max(1, end) for end in ends})
 
 
 def check_stages(stages: Sequence[int] | None, num_layers: int) -> list[int]:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from anomaly_clip.backbones.clip import CLIPSettings
 from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
-from anomaly_clip.backbones.surgery import stage_ends
+from anomaly_clip.backbones.surgery import quarter_ends
 from anomaly_clip.backbones.towers import AnyBackbone, AnySettings, settings_of, tower_of
 from anomaly_clip.errors import check_at_least, check_choice
 from anomaly_clip.maps import image_score, resize_maps
@@ -183,7 +183,7 @@ class MuSc(AnomalyMethod):
             self._image_size = CNN_SIZE if image_size is None else image_size
             check_at_least("model.image_size", self._image_size, 32)
         else:
-            numbers = stage_ends(tower.num_layers) if layers is None else layers
+            numbers = quarter_ends(tower.num_layers) if layers is None else layers
             self.layers = tower.check_layers(numbers)  # type: ignore[arg-type]
             self._image_size = tower.image_size
         if len(set(self.layers)) < len(self.layers):  # features are stored by name
