@@ -157,7 +157,8 @@ def build(row: str, kind: str) -> Outcome:
     if tower.layers and "layers" in accepted:
         choices += [{"layers": list(tower.layers[-n:])} for n in (2, 3, 1)]
     elif tower.layers and method is methods.LinearProbe:
-        choices += [{"backbone": {**asdict(tower.settings), "layers": ["flatten"]}}]
+        pooled = {"name": tower.settings.name, "weights": RANDOM, "layers": ["flatten"]}
+        choices += [{"backbone": pooled}]
     for choice in choices:
         options = {**arguments, **choice}
         refusal = _refusal(row, kind, options)
@@ -212,7 +213,8 @@ def subject(row: str, kind: str) -> Subject:
     """Return a method with a backbone, which the commands fit and test on a few images."""
     method, _ = rows()[row]
     arguments = dict(build(row, kind).arguments)
-    arguments.setdefault("backbone", asdict(towers()[kind].settings))
+    given = asdict(towers()[kind].settings).items()
+    arguments.setdefault("backbone", {name: value for name, value in given if value is not None})
     data = next((dict(case.data) for case in cases().values() if case.kind is method), {})
     return Subject.of(method, arguments, data, {"max_epochs": 1}, 0.05)
 
