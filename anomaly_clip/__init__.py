@@ -47,6 +47,8 @@ if TYPE_CHECKING:
         AnomalyCLIP,
         AnomalyDINO,
         AnomalyMethod,
+        BatchedAnomalyDINO,
+        BatchedSubspaceAD,
         Contrastive,
         LinearProbe,
         MuSc,
@@ -76,6 +78,8 @@ __all__ = [
     "AnomalyDINO",
     "AnomalyData",
     "AnomalyMethod",
+    "BatchedAnomalyDINO",
+    "BatchedSubspaceAD",
     "BrainMRI",
     "CVCClinicDB",
     "Calibration",
@@ -130,6 +134,7 @@ _MODULES = {
     **dict.fromkeys(("LinearProbe", "PaDiM", "PatchCore", "RegAD", "SDPPlus"), "methods"),
     **dict.fromkeys(("APRILGAN", "AnomalyCLIP", "AnomalyDINO", "MuSc"), "methods"),
     **dict.fromkeys(("SimpleNet", "SubspaceAD", "WinCLIP"), "methods"),
+    **dict.fromkeys(("BatchedAnomalyDINO", "BatchedSubspaceAD"), "methods"),
 }
 """Module of each name; those of data sets are in ``data``."""
 

@@ -3,11 +3,37 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
-__all__ = ["available_memory"]
+__all__ = ["GB", "available_memory", "check_room"]
+
+ROOM = 0.8
+"""Share of the free memory that a fit may use."""
+GB = 1e9
+
+
+def check_room(cost: Mapping[torch.device, int], name: str, purpose: str, way_out: str) -> None:
+    """Refuse a fit that needs more than ``ROOM`` of the free memory of a device.
+
+    Args:
+        cost: Bytes that the fit takes on each device.
+        name: The method.
+        purpose: Content of the memory, for the message.
+        way_out: Advice for the message.
+
+    Raises:
+        ValueError: If the fit needs more.
+    """
+    for device, needed in cost.items():
+        free = available_memory(device)
+        if free is not None and needed > ROOM * free:
+            raise ValueError(
+                f"{name} needs about {needed / GB:.3g} GB for {purpose}, but may only use "
+                f"{ROOM:.0%} of the {free / GB:.3g} GB that are free on {device}: {way_out}"
+            )
 
 
 def available_memory(device: torch.device) -> int | None:

@@ -39,7 +39,7 @@ from torch import Tensor
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings
 from anomaly_clip.exporting.timed_process import peak_memory
 from anomaly_clip.methods import MuSc
-from anomaly_clip.methods.musc_images import ImageFeatures
+from anomaly_clip.methods.image_features import ImageFeatures
 from anomaly_clip.methods.mutual_scoring import mutual_scores, table_of_pairs, table_of_rows
 from anomaly_clip.records import RANDOM
 

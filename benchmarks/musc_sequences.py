@@ -21,7 +21,8 @@ from anomaly_clip.backbones.cnn import CNNSettings
 from anomaly_clip.data import AnomalyData, Demo, MagneticTile
 from anomaly_clip.demo.photographs import draw_photograph
 from anomaly_clip.methods import MuSc
-from anomaly_clip.methods.musc_images import ImageFeatures, drawn_order
+from anomaly_clip.methods.image_features import ImageFeatures
+from anomaly_clip.methods.musc_images import drawn_order
 from anomaly_clip.methods.mutual_scoring import (
     mean_of_nearest,
     rescore,

@@ -25,7 +25,8 @@ PAGE = Path(__file__).parent.parent / "docs" / "contract.md"
 START = "<!-- Below: python tests/contract_subjects.py -->"
 MIDDLE = """\
 \\* starts processes of its own or runs several commands; `make contract` runs these, and all
-checks of WinCLIP+, MuSc with a CNN, MuSc online and APRIL-GAN 2-shot. `make test` runs all others.
+checks of WinCLIP+, MuSc with a CNN, MuSc online, APRIL-GAN 2-shot, and PaDiM and PatchCore with a
+ViT. `make test` runs all others.
 
 ## All methods
 
@@ -33,8 +34,10 @@ Empty: the check does not apply, such as a fit for a zero-shot method."""
 
 SETTINGS = {"prompts": {"templates": ["a {}.", "the {}."]}}
 MOBILENET = {"name": "mobilenet_v3_small", "weights": "random"}
+VIT = {"name": "test_vit", "weights": "random"}
 RESNET = {"name": "resnet18", "weights": "random"}
 SMALL = {"backbone": MOBILENET, "image_size": 64, "sigma": 2.0}
+SMALL_VIT = {**SMALL, "backbone": VIT}
 CNN = {"backbone": MOBILENET, "image_size": 64}
 LAYERS = ["features.0", "features.1", "features.2"]
 SCENES = {"num_scenes": 4, "picture_size": 64, "batch_size": 2, "num_workers": 0}
@@ -115,6 +118,22 @@ def cases() -> dict[str, Case]:
         "PaDiM": Case(methods.PaDiM, {**SMALL, "layers": LAYERS[1:], "num_channels": 16}),
         "PatchCore": Case(
             methods.PatchCore, {**SMALL, "layers": LAYERS[1:]}, half_precision_bound=0.15
+        ),
+        "SubspaceAD": Case(methods.SubspaceAD, {"backbone": VIT, "image_size": 64, "rotations": 2}),
+        "AnomalyDINO": Case(methods.AnomalyDINO, {**SMALL_VIT, "rotations": "on"}),
+        "BatchedSubspaceAD": Case(
+            methods.BatchedSubspaceAD,
+            {"backbone": VIT, "image_size": 64, "explained": 0.8},
+            half_precision_bound=0.1,
+        ),
+        "BatchedAnomalyDINO": Case(
+            methods.BatchedAnomalyDINO, {**SMALL_VIT, "masks": "on", "mask_threshold": 1.0}
+        ),
+        "PaDiM with a ViT": Case(
+            methods.PaDiM, {**SMALL_VIT, "layers": [2, 4, 6], "num_channels": 16}, is_variant=True
+        ),
+        "PatchCore with a ViT": Case(
+            methods.PatchCore, {**SMALL_VIT, "layers": [3, 5]}, is_variant=True
         ),
         "RD4AD": Case(methods.RD4AD, {**SMALL, "layers": LAYERS}),
         "SimpleNet": Case(

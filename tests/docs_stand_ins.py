@@ -70,7 +70,10 @@ def small_clips(weights: ModuleType, replace: Set) -> None:
         config, preprocessing = read_real(name)
         if name != "demo" and not name.endswith(".json"):
             config["embed_dim"] = 16
-            config["vision_cfg"] |= {"width": 32, "head_width": 16}
+            if "timm_model_name" in config["vision_cfg"]:
+                small_timm_tower(config)
+            else:
+                config["vision_cfg"] |= {"width": 32, "head_width": 16}
             config["text_cfg"] |= {"width": 16, "heads": 2, "layers": 1}
         return config, preprocessing
 
@@ -90,6 +93,31 @@ def small_clips(weights: ModuleType, replace: Set) -> None:
 
     replace(weights, "read_config", read_config)
     replace(weights, "fetch", fetch)
+
+
+def small_timm_tower(config: dict[str, Any]) -> None:
+    """Replace an image tower of timm by a narrow ViT, and a tokenizer of the hub by CLIP's."""
+    from timm.models import registry, vision_transformer
+
+    def docs_vit(pretrained: bool = False, **options: Any) -> Any:
+        names = ("num_classes", "global_pool")
+        given: dict[str, Any] = {name: options[name] for name in names if name in options}
+        sizes: dict[str, Any] = {"embed_dim": 32, "depth": 12, "num_heads": 2}
+        sizes |= {"class_token": False, "global_pool": "map"}
+        sizes |= given
+        model: Any = vision_transformer.VisionTransformer(**sizes)
+        model.default_cfg = {}
+        return model
+
+    if not registry.is_model("docs_vit"):
+        docs_vit.__module__ = vision_transformer.__name__
+        registry.register_model(docs_vit)
+    config["vision_cfg"] |= {"timm_model_name": "docs_vit", "timm_pool": "map"}
+    config["vision_cfg"] |= {"timm_proj": "linear"}
+    text = config["text_cfg"]
+    text |= {"vocab_size": 49408}
+    text.pop("hf_tokenizer_name", None)
+    text.pop("tokenizer_kwargs", None)
 
 
 def small_demo(demo: ModuleType, replace: Set) -> None:

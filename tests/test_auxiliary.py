@@ -17,7 +17,17 @@ from anomaly_clip.data import (
 )
 from anomaly_clip.data.auxiliary import check_auxiliary, check_shots, take_image_size
 from anomaly_clip.data.transforms import Resize
-from anomaly_clip.methods import APRILGAN, SDP, AnomalyCLIP, MuSc, PaDiM, SDPPlus, WinCLIP
+from anomaly_clip.methods import (
+    APRILGAN,
+    SDP,
+    AnomalyCLIP,
+    BatchedAnomalyDINO,
+    BatchedSubspaceAD,
+    MuSc,
+    PaDiM,
+    SDPPlus,
+    WinCLIP,
+)
 from anomaly_clip.methods.evaluated import EvaluatedModule
 from anomaly_clip.records import LoaderNeeds
 from anomaly_clip.synthesis import SynthesisSettings
@@ -97,7 +107,7 @@ def test_how_methods_use_shots() -> None:
     kinds: dict[str, list[type[EvaluatedModule]]] = {
         "fit": [PaDiM],
         "references": [APRILGAN, WinCLIP],
-        "none": [AnomalyCLIP, MuSc, SDP, SDPPlus],
+        "none": [AnomalyCLIP, BatchedAnomalyDINO, BatchedSubspaceAD, MuSc, SDP, SDPPlus],
     }
     for use, methods in kinds.items():
         assert {method.use_of_shots for method in methods} == {use}

@@ -13,11 +13,12 @@ import torch
 from helpers import save_picture
 from layouts import Maker
 
+from anomaly_clip.backbones.clip import CLIPSettings
 from anomaly_clip.backbones.learnable_prompt import LearnablePromptSettings
 from anomaly_clip.cli import main
 from anomaly_clip.commands.checkpoint_option import checkpoint_file, completed, last_of_runs
 from anomaly_clip.errors import UserError
-from anomaly_clip.methods import CLIPADA, RegAD
+from anomaly_clip.methods import CLIPADA, PaDiM, RegAD
 from anomaly_clip.methods.regad import PixelCNNSettings
 
 LAST = "checkpoints/last.ckpt"
@@ -341,6 +342,8 @@ def test_options_that_are_newer_than_a_checkpoint_have_their_defaults() -> None:
     assert completed(CLIPADA, "prompt", other) == other
     cnn = {"name": "resnet18", "weights": "imagenet", "layers": None}  # without mean and std
     assert completed(RegAD, "backbone", cnn) == asdict(PixelCNNSettings("resnet18", "imagenet"))
+    clip = {"name": "demo", "pretrained": "demo", "image_size": 160}  # also CNNs have a name
+    assert completed(PaDiM, "backbone", clip) == asdict(CLIPSettings("demo", "demo", 160))
     for name, value in (("tau", 0.07), ("taps", [7]), ("unknown", {"a": 1})):
         assert completed(CLIPADA, name, value) == value
 

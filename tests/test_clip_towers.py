@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from timm_clips import KINDS, PLAIN, backbone_of
+from timm_clips import KINDS, PLAIN, backbone_of, disturb
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -30,14 +30,6 @@ def backbone(request: pytest.FixtureRequest, tmp_path: Path) -> CLIPBackbone:
     backbone = backbone_of(tmp_path, request.param)
     disturb(backbone)
     return backbone
-
-
-@torch.no_grad()
-def disturb(backbone: CLIPBackbone) -> None:
-    """Add noise to all weights, as norms and biases start with ones and zeros."""
-    draws = torch.Generator().manual_seed(2)
-    for weight in backbone.visual.parameters():
-        weight += 0.02 * torch.randn(weight.shape, generator=draws)
 
 
 def noise(backbone: CLIPBackbone, count: int = 2) -> Tensor:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from layouts import brain_mri, btad, clinic_db, head_ct, isic, ksdd2, visa
+from timm_clips import write_config, write_tokenizer
 
 from anomaly_clip import methods
 from anomaly_clip.backbones.clip import CLIPSettings
@@ -30,7 +31,9 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
     "head_ct": head_ct,
     "brain_mri": brain_mri,
 }
-SINGLE_PASS, WHOLE_EPOCHS = ("PaDiM", "PatchCore"), ("Contrastive",)
+SINGLE_PASS = ("PaDiM", "PatchCore", "SubspaceAD", "AnomalyDINO")
+WHOLE_EPOCHS = ("Contrastive",)
+ZERO_SHOT = ("SDP", "WinCLIP", "MuSc", "BatchedSubspaceAD", "BatchedAnomalyDINO")
 PIXELS_ONLY, IMAGES_ONLY = ("isic", "clinic_db"), ("head_ct", "brain_mri")
 
 
@@ -129,6 +132,15 @@ def test_winclip_runs(tmp_path: Path, mvtec_root: Path, tiny_clip_config: str, n
     assert len(references) == ("shot" in name)
 
 
+@pytest.mark.parametrize(("name", "kind"), [("sdp_siglip2", "siglip"), ("sdp_pe_core", "pe_core")])
+def test_plain_zero_shot_runs(tmp_path: Path, mvtec_root: Path, name: str, kind: str) -> None:
+    tower = write_config(tmp_path, kind, write_tokenizer(tmp_path / "tokenizer"))
+    words = ["--config", str(CONFIGS / f"{name}.yaml"), "--data.root", str(mvtec_root)]
+    words += ["--model.backbone.name", tower, "--model.backbone.pretrained", "random"]
+    metrics = run(tmp_path, [*words, "--model.stages", "[4]", *one_template()])
+    assert metrics["mean"]["image_auroc"] is not None
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["musc", "musc_b16_plus", "musc_visa", "musc_btad", "own_musc"])
 def test_musc_runs(tmp_path: Path, mvtec_root: Path, tiny_clip_config: str, name: str) -> None:
@@ -211,6 +223,45 @@ def test_clip_ada_runs_as_configured(
     assert main(["test", "--ckpt_path", str(checkpoint), "--output.root", str(tmp_path / "t")]) == 0
 
 
+SMALL_VIT = ["--model.backbone.name", "test_vit", "--model.backbone.weights", "random"]
+SMALL_VIT += ["--model.image_size", "64", "--trainer.accelerator", "cpu"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["musc_dinov2", "musc_dinov3"])
+@pytest.mark.parametrize("data", ["mvtec", "visa"])
+def test_musc_runs_on_a_vit(tmp_path: Path, mvtec_root: Path, name: str, data: str) -> None:
+    words = ["--config", str(CONFIGS / f"{name}.yaml"), *SMALL_VIT, "--model.layers", "[2, 5]"]
+    root = mvtec_root if data == "mvtec" else visa(tmp_path / "data")
+    words += ["--config", str(CONFIGS / "data" / "visa.yaml")] if data == "visa" else []
+    protocol = run(tmp_path, [*words, "--data.root", str(root)])["run"]["protocol"]
+    assert protocol["transductive"] is True  # type: ignore[index]
+    assert protocol["k_list"] == ([1, 8, 9] if data == "visa" else [1, 2, 3])  # type: ignore[index]
+    assert "bilinear" in protocol["resize"]  # type: ignore[index]
+
+
+FEW_SHOT = ["subspace_ad", "anomaly_dino", "anomaly_dino_672"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*FEW_SHOT, "patchcore_dinov2", "patchcore_dinov3"])
+@pytest.mark.parametrize("data", ["mvtec", "visa"])
+def test_detectors_on_a_vit_run_as_configured(
+    tmp_path: Path, mvtec_root: Path, name: str, data: str
+) -> None:
+    layers = "[6]" if "dino_" in f"{name}_" and "patchcore" not in name else "[2, 5]"
+    words = ["--config", str(CONFIGS / f"{name}.yaml"), *SMALL_VIT, "--model.layers", layers]
+    root = mvtec_root if data == "mvtec" else visa(tmp_path / "data")
+    if data == "visa":
+        words += ["--config", str(CONFIGS / "data" / "visa.yaml")]
+        words += ["--data.shots", "1"] if name in FEW_SHOT else []
+    words += ["--data.root", str(root), "--data.num_workers", "0"]
+    assert main(["each", *words, "--output.root", str(tmp_path / "runs")]) == 0
+    (file,) = (tmp_path / "runs").glob("*/1-each/metrics.json")
+    protocol = json.loads(file.read_text())["run"]["protocol"]
+    assert (protocol["shots"] or None) == (1 if name in FEW_SHOT else None)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["padim", "patchcore"])
 def test_detectors_run_as_configured(mvtec_root: Path, tmp_path: Path, name: str) -> None:
@@ -288,7 +339,7 @@ def test_a_header_says_what_a_kill_costs(file: Path) -> None:
     costs = {kind: match for kind, words in COSTS.items() if (match := re.search(words, header))}
     every = config.get("output", {}).get("checkpoint_every_n_steps")
     is_trained = "prompts_file" in config["model"]["init_args"]
-    if is_trained or name in ("SDP", "WinCLIP", "MuSc"):  # zero-shot
+    if is_trained or name in ZERO_SHOT:
         assert not costs
         assert every is None
         return

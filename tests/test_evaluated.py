@@ -125,6 +125,16 @@ def test_another_backbone_is_named() -> None:
 MAY_DIFFER = {
     "APRILGAN": {"evaluator", "feature_cache_gb", "linear_layers", "memory_layers"},
     "AnomalyCLIP": {"evaluator", "feature_cache_gb", "inference", "prompts_file", "sigma"},
+    "AnomalyDINO": {
+        "evaluator",
+        "mask_shape",
+        "mask_threshold",
+        "masks",
+        "num_neighbours",
+        "sigma",
+    },
+    "BatchedAnomalyDINO": {"evaluator"},
+    "BatchedSubspaceAD": {"evaluator"},
     "CLIPADA": {"evaluator", "loss", "map"},
     "LinearProbe": {"cache_features"},
     "MuSc": {"evaluator"},
@@ -135,6 +145,7 @@ MAY_DIFFER = {
     "SDP": {"evaluator"},
     "SDPPlus": {"evaluator", "feature_cache_gb", "linear_layers", "sigma"},
     "SimpleNet": {"evaluator", "sigma"},
+    "SubspaceAD": {"distance", "evaluator"},
     "WinCLIP": {"evaluator"},
 }
 """Arguments that affect no weight and may therefore differ between fit and test."""

@@ -17,6 +17,7 @@ from torch.testing import assert_close
 
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, unit
 from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
+from anomaly_clip.backbones.vit import ViTBackbone
 from anomaly_clip.maps import image_score, patches_to_map
 from anomaly_clip.methods import MuSc, musc
 from anomaly_clip.methods.musc_encoder import class_vectors, encode, halves
@@ -353,3 +354,15 @@ def test_layers_of_a_cnn_are_listed_finest_first(cnn: CNNBackbone) -> None:
 def test_settings_of_both_kinds_of_backbone(backbone: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MuSc(backbone)
+
+
+def test_patches_of_a_vit_are_those_after_its_final_norm() -> None:
+    """As in the official code for DINO; timm computes the norm itself here."""
+    backbone = ViTBackbone("test_vit", "random", 64)
+    norm: Any = backbone.model.norm
+    torch.nn.init.uniform_(norm.weight)  # that of random weights scales all channels alike
+    images = torch.randn(2, 3, 64, 64)
+    encoded = encode(backbone, [2, 5], images)
+    expected: Any = backbone.model.forward_intermediates(images, [1, 4], norm=True)
+    for layer, grid in zip(("2", "5"), expected[1], strict=True):
+        assert_close(encoded[layer], grid)

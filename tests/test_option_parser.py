@@ -258,3 +258,14 @@ def test_options_of_two_kinds_of_settings(
     line = [word for name in pairs for word in (f"--model.backbone.{name}", next(pairs))]
     assert main(["test", "--model", "MuSc", *line, "--data", "Demo"]) == 2
     assert f"model.backbone.{message}: these options are of" in capsys.readouterr().err
+
+
+def test_the_name_of_a_backbone_may_follow_options_of_its_kind(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Otherwise the weights would be lost in silence, as every kind of backbone has a name."""
+    options = ["--model.backbone.pretrained", "demo", "--model.backbone.name", "demo"]
+    options += ["--model.backbone.image_size=160", "--data", "Demo", "--print_config"]
+    assert main(["fit", "--model", "PaDiM", *options]) == 0
+    backbone = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["backbone"]
+    assert [backbone[key] for key in ("name", "pretrained", "image_size")] == ["demo", "demo", 160]

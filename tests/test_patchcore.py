@@ -18,6 +18,7 @@ from sklearn.random_projection import johnson_lindenstrauss_min_dim
 from torch import Tensor
 from torch.testing import assert_close
 
+from anomaly_clip import memory
 from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
 from anomaly_clip.cli import main
 from anomaly_clip.methods import PatchCore, feature_method, patchcore
@@ -178,7 +179,7 @@ def test_a_bank_larger_than_memory_is_refused(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(patchcore, "available_memory", lambda _: 10_000)
+    monkeypatch.setattr(memory, "available_memory", lambda _: 10_000)
     assert main(words("fit", mvtec_root, tmp_path / "runs")) == 2
     err = capsys.readouterr().err
     assert "GB that are free on cpu: lower data.fraction or model.image_size" in err
@@ -224,12 +225,12 @@ def test_a_fit_needs_at_most_four_fifths_of_the_free_memory(
     needed = 4 * (rows * width + rows // 2 * width + rows * points + 3 * rows)
     assert method.cost(rows, width) == {torch.device("cpu"): needed}
     free = [needed * 5 // 4 - 1, needed * 5 // 4 + 1]
-    monkeypatch.setattr(patchcore, "available_memory", lambda _: free[0])
+    monkeypatch.setattr(memory, "available_memory", lambda _: free[0])
     with pytest.raises(ValueError, match=r"use 80% of the .* GB that are free on cpu: lower"):
         method.on_fit_start()
-    monkeypatch.setattr(patchcore, "available_memory", lambda _: free[1])
+    monkeypatch.setattr(memory, "available_memory", lambda _: free[1])
     method.on_fit_start()
-    monkeypatch.setattr(patchcore, "available_memory", lambda _: None)  # not known
+    monkeypatch.setattr(memory, "available_memory", lambda _: None)  # not known
     method.on_fit_start()
 
 

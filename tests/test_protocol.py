@@ -14,6 +14,7 @@ from anomaly_clip import methods
 from anomaly_clip.cli import main
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.methods.feature_method import FeatureMethod
+from anomaly_clip.methods.transductive import BatchedFeatureMethod
 from anomaly_clip.reporting.protocol import CNN_METHODS, NOT_RECORDED, protocol_report
 from anomaly_clip.results.run_reader import find_runs
 
@@ -146,7 +147,8 @@ def test_activation_and_positions(tiny_sdp: list[str], mvtec_root: Path, tmp_pat
 def test_backbones_without_text_have_no_activation_of_clip(write: Writer) -> None:
     assert "activation" not in items(write())
     names = [n for n in methods.__all__ if issubclass(getattr(methods, n), AnomalyMethod)]
-    on_cnns = {n for n in names if issubclass(getattr(methods, n), FeatureMethod)}
+    bases = FeatureMethod, BatchedFeatureMethod
+    on_cnns = {n for n in names if issubclass(getattr(methods, n), bases)}
     assert {*CNN_METHODS} == on_cnns | {"LinearProbe"}
 
 

@@ -18,9 +18,14 @@ from anomaly_clip.records import Draw, HasLoaderNeeds, LoaderNeeds, needs_of, ve
 
 RANDOM = CNNSettings("resnet18", "random")
 
+VIT = {"name": "test_vit", "weights": "random"}
+
 NEEDS: dict[str, tuple[dict[str, Any], LoaderNeeds]] = {
     "APRILGAN": ({}, LoaderNeeds(32, category_names=True, is_fitted=True, shots="references")),
     "AnomalyCLIP": ({}, LoaderNeeds(32, is_fitted=True, shots="none")),
+    "AnomalyDINO": ({"image_size": 64}, LoaderNeeds(64, single_pass=True, is_fitted=True)),
+    "BatchedAnomalyDINO": ({"image_size": 64}, LoaderNeeds(64, shots="none")),
+    "BatchedSubspaceAD": ({"image_size": 64}, LoaderNeeds(64, shots="none")),
     "CLIPADA": ({"feature_layer": 2}, LoaderNeeds(32, is_fitted=True)),
     "Contrastive": ({"windows": {16: 0.7}}, LoaderNeeds(32, whole_epochs=True)),
     "LinearProbe": ({"image_size": 64}, LoaderNeeds(64)),
@@ -35,6 +40,7 @@ NEEDS: dict[str, tuple[dict[str, Any], LoaderNeeds]] = {
     "SDP": ({}, LoaderNeeds(32, category_names=True, shots="none")),
     "SDPPlus": ({}, LoaderNeeds(32, category_names=True, is_fitted=True, shots="none")),
     "SimpleNet": ({"image_size": 64}, LoaderNeeds(64, is_fitted=True)),
+    "SubspaceAD": ({"image_size": 64}, LoaderNeeds(64, single_pass=True, is_fitted=True)),
     "TAB": ({"image_size": 64}, LoaderNeeds(64, full_batches=True)),
     "WinCLIP": ({}, LoaderNeeds(32, category_names=True, shots="references")),
 }
@@ -50,6 +56,7 @@ def cnn() -> CNNBackbone:
 def make(name: str, clip: CLIPBackbone, cnn: CNNBackbone) -> LightningModule:
     backbones: dict[str, Any] = dict.fromkeys(("PaDiM", "PatchCore", "RD4AD", "SimpleNet"), cnn)
     backbones |= dict.fromkeys(("LinearProbe", "TAB"), RANDOM)
+    backbones |= {name: VIT for name in NEEDS if name.endswith(("AnomalyDINO", "SubspaceAD"))}
     backbones["RegAD"] = CNNBackbone.of(PixelCNNSettings(weights="random"))
     # A copy, because training a CLIP changes the given network.
     backbone = backbones.get(name) or deepcopy(clip)

@@ -2,38 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 
 import pytest
-import timm
 import torch
 from helpers import Golden
-from PIL import Image
-from timm.layers.mlp import SwiGLUPacked
-from timm.models.vision_transformer import VisionTransformer
+from subspace_golden import Dino, close, fitted, normalised, square, vit_builder
 from torch import Tensor
-from torch.testing import assert_close
 
 from anomaly_clip.backbones.clip import unit
 from anomaly_clip.backbones.vit import ViTBackbone
 from anomaly_clip.maps import gaussian_blur, resize_maps
-from anomaly_clip.methods.anomaly_dino import cosine_distances, grid_object_mask
-from anomaly_clip.methods.gaussians import RunningMoments
+from anomaly_clip.methods import BatchedSubspaceAD, SubspaceAD
+from anomaly_clip.methods.nearest_patches import batched_distances, cosine_distances
+from anomaly_clip.methods.object_masks import grid_object_mask
 from anomaly_clip.methods.rotations import regular_rotations
-from anomaly_clip.methods.subspace_ad import (
-    BLUR_SIGMA,
-    BLUR_TRUNCATE,
-    Subspace,
-    SubspaceAD,
-    patch_maps,
-    principal_subspace,
-    top_mean,
-)
+from anomaly_clip.methods.subspace import smoothed_maps, top_mean
 from anomaly_clip.metrics import Evaluator, EvaluatorSettings
 
 pytestmark = pytest.mark.golden
-MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 
 
 @pytest.fixture(scope="module")
@@ -43,54 +30,7 @@ def arrays(golden: Callable[[str], Golden]) -> Golden:
 
 @pytest.fixture(scope="module")
 def build(arrays: Golden) -> Callable[[int, int], ViTBackbone]:
-    """Return a function that builds the official ViT for images of a height and width."""
-    config = json.loads((arrays.folder / "model_config.json").read_text())
-    swiglu = config.pop("swiglu")
-    if swiglu:
-        config["mlp_layer"] = SwiGLUPacked
-        config["act_layer"] = torch.nn.SiLU
-
-    def golden_vit(pretrained: bool = False, **options: object) -> VisionTransformer:
-        for name in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
-            options.pop(name, None)
-        return VisionTransformer(**{**config, **options})
-
-    golden_vit.__module__ = __name__
-    timm.models.register_model(golden_vit)
-
-    def make(height: int, width: int) -> ViTBackbone:
-        weights = str(arrays.folder / "state_dict.safetensors")
-        return ViTBackbone("golden_vit", weights, (height, width), MEAN.tolist(), STD.tolist())
-
-    return make
-
-
-def square(images: Tensor, side: int) -> Tensor:
-    """Resize uint8 images ``(n, H, W, 3)`` to uint8 ``(n, 3, side, side)``, as the house does."""
-    resized = [
-        Image.fromarray(image.numpy()).resize((side, side), Image.Resampling.BICUBIC)
-        for image in images
-    ]
-    return (
-        torch.stack([torch.tensor(list(i.tobytes()), dtype=torch.uint8) for i in resized])
-        .view(len(images), side, side, 3)
-        .permute(0, 3, 1, 2)
-    )
-
-
-def close(actual: Tensor, expected: Tensor, atol: float, rtol: float = 0.0) -> None:
-    assert_close(actual.double(), expected.double(), atol=atol, rtol=rtol)
-
-
-def normalised(images: Tensor) -> Tensor:
-    return ((images.float() / 255 - MEAN.view(3, 1, 1)) / STD.view(3, 1, 1)).float()
-
-
-def fitted(features: Tensor, explained: float) -> Subspace:
-    """Return the subspace of features ``(M, C)``."""
-    moments = RunningMoments()
-    moments.add(features.unsqueeze(1))
-    return principal_subspace(moments.take(), explained)
+    return vit_builder(arrays)
 
 
 # -- SubspaceAD ----------------------------------------------------------------------------------
@@ -161,10 +101,7 @@ def test_the_subspace_and_all_distances(arrays: Golden) -> None:
 def test_maps_are_smoothed_like_the_official_ones(arrays: Golden) -> None:
     expected = arrays.expected["subspace.post_processed"]
     squares = torch.arange(12.0).square().view(1, 3, 4)
-    maps = resize_maps(squares, (expected.shape[0], expected.shape[1]))
-    close(
-        gaussian_blur(maps, BLUR_SIGMA, truncate=BLUR_TRUNCATE, border="inner")[0], expected, 1e-3
-    )
+    close(smoothed_maps(squares, (expected.shape[0], expected.shape[1]))[0], expected, 1e-3)
 
 
 @pytest.mark.parametrize("setting", ["few", "batch"])
@@ -180,9 +117,15 @@ def test_a_complete_test(
     close(subspace.eigenvalues, expected["eigenvalues"], 1e-3)
     distances = subspace.distances(subspace_ad.embed(queries))
     close(distances, expected["patch_map"], 1e-3)
-    maps = patch_maps(distances.float(), (meta["image_size"], meta["image_size"]))
-    close(maps[: len(expected["map"])], expected["map"], 1e-3)
+    side, size = round(distances.shape[1] ** 0.5), meta["image_size"]
+    maps = smoothed_maps(distances.float().view(-1, side, side), (size, size))
     scores = top_mean(maps.flatten(1))
+    if setting == "batch":
+        options = {"image_size": size, "layers": sorted(meta["layers"])}
+        method = BatchedSubspaceAD(subspace_ad.backbone, explained=meta["ev"], **options)
+        output = method.score(queries, [arrays.meta["category"]] * len(queries))
+        scores, maps = output["image_score"], output["anomaly_map"]
+    close(maps[: len(expected["map"])], expected["map"], 1e-3)
     close(scores, expected["score"], 1e-3)
     evaluator = Evaluator([arrays.meta["category"]], EvaluatorSettings(pro_steps=None))
     masks = arrays.expected["subspace.gt_px"].bool()
@@ -205,52 +148,6 @@ def test_a_complete_test(
 
 
 # -- AnomalyDINO ---------------------------------------------------------------------------------
-
-
-def resized(images: Tensor, edge: int, patch: int) -> Tensor:
-    """Resize images ``(n, H, W, 3)`` so that their smaller edge is ``edge``; crop to patches."""
-    height, width = images.shape[1:3]
-    small = min(height, width)
-    size = (int(edge * width / small), int(edge * height / small))
-    rows, columns = size[1] // patch * patch, size[0] // patch * patch
-    resized = [
-        torch.frombuffer(
-            bytearray(Image.fromarray(i.numpy()).resize(size, Image.Resampling.BICUBIC).tobytes()),
-            dtype=torch.uint8,
-        ).view(size[1], size[0], 3)
-        for i in images
-    ]
-    return torch.stack(resized)[:, :rows, :columns].permute(0, 3, 1, 2)
-
-
-class Dino:
-    """The official settings on the golden images."""
-
-    def __init__(self, arrays: Golden, build: Callable[[int, int], ViTBackbone]) -> None:
-        self.arrays = arrays
-        meta = self.meta = arrays.meta["dino"]
-        config = json.loads((arrays.folder / "model_config.json").read_text())
-        self.patch = config["patch_size"]
-        self.grid = tuple(meta["grid"])
-        self.backbone = build(*(n * self.patch for n in self.grid))
-        self.images = self.resized(arrays.inputs["e2e.images"])
-        self.tokens = torch.stack([self.embed(image[None])[0] for image in self.images])
-
-    def resized(self, images: Tensor) -> Tensor:
-        return resized(images, self.meta["edge"], self.patch)
-
-    def embed(self, images: Tensor) -> Tensor:
-        """Return the patches ``(B, N, C)`` after the final norm."""
-        last = [self.backbone.num_layers]
-        (maps,) = self.backbone.feature_maps(images, last, norm=True)
-        return maps.flatten(2).mT
-
-    def bank(self, rotated: bool) -> Tensor:
-        normal = self.arrays.inputs["e2e.train_images"][self.meta["shots"]]
-        if rotated:
-            copies = [regular_rotations(image.permute(2, 0, 1)) for image in normal]
-            normal = torch.cat(copies).permute(0, 2, 3, 1)
-        return unit(torch.cat([self.embed(image[None])[0] for image in self.resized(normal)]))
 
 
 @pytest.fixture(scope="module")
@@ -301,3 +198,13 @@ def test_maps_of_anomaly_dino_have_the_size_of_the_image(dino: Dino) -> None:
         distances.view(len(expected), *dino.grid), (expected.shape[1], expected.shape[2])
     )
     close(gaussian_blur(maps, 4.0), expected, 1e-4)
+
+
+def test_distances_from_all_other_images(dino: Dino) -> None:
+    expected, quantile = dino.arrays.named("dino_batch."), dino.meta["quantile"]
+    units = unit(dino.tokens)
+    distances = torch.stack([batched_distances(units, n, quantile) for n in range(len(units))])
+    official = expected["distance"].flatten(1)
+    close(distances[official.isfinite()], official[official.isfinite()], 1e-4)
+    if expected["score"].isfinite().all():
+        close(top_mean(distances), expected["score"], 1e-4)

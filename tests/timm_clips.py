@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from timm.models import eva, fastvit, register_model, vision_transformer
 
 from anomaly_clip.backbones.clip import CLIPBackbone
@@ -115,6 +116,14 @@ def write_config(folder: Path, kind: str, tokenizer: str | None = None) -> str:
 def backbone_of(folder: Path, kind: str, tokenizer: str | None = None) -> CLIPBackbone:
     """Return a small model of a kind with random weights; its folder gets its configuration."""
     return CLIPBackbone(write_config(folder, kind, tokenizer), "random")
+
+
+@torch.no_grad()
+def disturb(backbone: CLIPBackbone, size: float = 0.02) -> None:
+    """Add noise to all weights of the image tower; norms and biases start with ones and zeros."""
+    draws = torch.Generator().manual_seed(2)
+    for weight in backbone.visual.parameters():
+        weight += size * torch.randn(weight.shape, generator=draws)
 
 
 def write_tokenizer(folder: Path) -> str:

@@ -32,7 +32,8 @@ class CLIPSettings:
     """Choice of CLIP model, as plain values that configurations and checkpoints can store.
 
     Args:
-        name: An open_clip model name, or the path of a JSON model configuration.
+        name: An open_clip model name, or the path of a JSON model configuration; which image towers
+            are supported: docs/weights.md.
         pretrained: An open_clip tag (downloaded on first use), a file or folder with weights (see
             docs/weights.md), demo (the small CLIP that comes with the project, trained on generated
             images only; the default name then becomes demo), or the word random (untrained weights
@@ -42,7 +43,8 @@ class CLIPSettings:
             them states it, else that of the model name; true: QuickGELU; false: GELU, also for
             weights trained with QuickGELU (OpenAI's), as in published runs of MuSc and APRIL-GAN.
         positions: Interpolation of positional embeddings to another image size:
-            bicubic_antialias (open_clip, APRIL-GAN), bicubic (MuSc) or bilinear (AnomalyCLIP).
+            bicubic_antialias (open_clip, APRIL-GAN, image towers of timm), bicubic (MuSc) or
+            bilinear (AnomalyCLIP).
     """
 
     name: str = DEFAULT_NAME

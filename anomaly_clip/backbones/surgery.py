@@ -26,11 +26,11 @@ __all__ = [
     "DenseAttention",
     "StageTokens",
     "check_stages",
+    "default_layers",
     "dense_path",
     "dual_path",
     "encode_dual_path",
     "encode_layers",
-    "quarter_ends",
     "stage_ends",
 ]
 
@@ -72,18 +72,15 @@ def stage_ends(num_layers: int) -> list[int]:
     return [step * stage for stage in range(1, NUM_STAGES + 1)]
 
 
-def quarter_ends(num_layers: int) -> list[int]:
-    """Return the 1-based numbers of the last blocks of the four quarters of any tower.
-
-    Without a multiple of four blocks, quarters differ by a block; below four, some are left out.
+def default_layers(num_layers: int) -> list[int]:
+    """Return the stage ends or, if the layers cannot be divided into stages, the last layer.
 
     Example:
-        >>> from anomaly_clip.backbones.surgery import quarter_ends
-        >>> quarter_ends(12), quarter_ends(6), quarter_ends(1)
-        ([3, 6, 9, 12], [1, 3, 4, 6], [1])
+        >>> from anomaly_clip.backbones.surgery import default_layers
+        >>> default_layers(12), default_layers(1)
+        ([3, 6, 9, 12], [1])
     """
-    ends = (num_layers * stage // NUM_STAGES for stage in range(1, NUM_STAGES + 1))
-    return sorted({max(1, end) for end in ends})
+    return [num_layers] if num_layers % NUM_STAGES else stage_ends(num_layers)
 
 
 def check_stages(stages: Sequence[int] | None, num_layers: int) -> list[int]:

@@ -22,6 +22,7 @@ from anomaly_clip.backbones.clip import CLIPBackbone
 from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
 from anomaly_clip.backbones.towers import settings_of, tower_of
 from anomaly_clip.backbones.vit import ViTBackbone
+from anomaly_clip.commands.checkpoint_content import read_checkpoint
 from anomaly_clip.commands.experiment import class_of_checkpoint
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.drawing.draw import save_drawing
@@ -38,6 +39,7 @@ from anomaly_clip.methods.musc import CNN_SIZE, MuSc
 from anomaly_clip.metrics.evaluator import mean_defined
 from anomaly_clip.progress import say, track
 from anomaly_clip.results.warnings import RANDOM_WARNING
+from anomaly_clip.saved_backbone import changed_backbone
 
 __all__ = ["check_layer", "draw_embeddings", "draw_maps"]
 
@@ -213,9 +215,9 @@ def _build_data(section: dict[str, Any]) -> AnomalyData:
 
 
 def _load_method(checkpoint: Path) -> AnomalyMethod:
-    method: Any = class_of_checkpoint(checkpoint).load_from_checkpoint(
-        checkpoint, map_location="cpu"
-    )
+    kind: Any = class_of_checkpoint(checkpoint)
+    backbone = changed_backbone(kind, read_checkpoint(checkpoint), None)
+    method = kind.load_from_checkpoint(checkpoint, map_location="cpu", **backbone)
     assert isinstance(method, AnomalyMethod)
     return method.eval()
 

@@ -31,10 +31,10 @@ from anomaly_clip.exporting.exporter import Exported, ExportSettings, export_det
 from anomaly_clip.exporting.folder import RUNTIME
 from anomaly_clip.exporting.precision import FLOAT32, PRECISIONS
 from anomaly_clip.exporting.programs import FORMATS
-from anomaly_clip.loading import changed_backbone
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.methods.evaluated import EvaluatedModule, Exporter
 from anomaly_clip.progress import say
+from anomaly_clip.saved_backbone import changed_backbone
 
 __all__ = ["run_export"]
 
@@ -183,7 +183,7 @@ def _check_no_detector_options(
 def _export_weights(kind: Any, source: DetectorSource, options: argparse.Namespace) -> int:
     checkpoint = source.checkpoint
     assert checkpoint is not None
-    changed = changed_backbone(read_checkpoint(checkpoint), source.backbone)
+    changed = changed_backbone(kind, read_checkpoint(checkpoint), source.backbone)
     with torch.random.fork_rng(devices=[]):
         _seed_like_the_fit(checkpoint)
         try:

@@ -45,7 +45,7 @@ class OptionParser(LightningArgumentParser):
         self, args: Sequence[str] | None = None, *more: Any, **options: Any
     ) -> Any:
         """Parse arguments; see jsonargparse."""
-        words = args if args is None else list(self._protected(args))
+        words = args if args is None else list(self._protected(_names_first(args)))
         return super().parse_args(words, *more, **options)
 
     def parse_object(self, obj: Any, *more: Any, **options: Any) -> Any:
@@ -92,6 +92,31 @@ class OptionParser(LightningArgumentParser):
         if owner is None or "dict_kwargs" in parts or _is_mapping(_type_of(owner)):
             return value
         return _packed(value)
+
+
+def _names_first(words: Sequence[str]) -> list[str]:
+    """Return the words with the name of a backbone before its other options.
+
+    All kinds of backbones have a name. After options of one kind, such as ``pretrained``, the name
+    would be taken for that of another kind, and these options would be lost.
+
+    Example:
+        >>> _names_first(["fit", "--model.backbone.pretrained", "demo", "--model.backbone.name=x"])
+        ['fit', '--model.backbone.name=x', '--model.backbone.pretrained', 'demo']
+    """
+    options: list[list[str]] = [[]]
+    for word in words:
+        if word.startswith("--"):
+            options.append([])
+        options[-1].append(word)
+    for option in options[1:]:
+        name, _, _ = option[0].partition("=")
+        if name.endswith(".backbone.name"):
+            owner = name.removesuffix("name")
+            first = next(n for n, other in enumerate(options) if other and owner in other[0])
+            options.remove(option)
+            options.insert(first, option)
+    return [word for option in options for word in option]
 
 
 def check_used(words: Sequence[str], options: Namespace) -> None:

@@ -3,6 +3,8 @@
 from anomaly_clip.methods.anomaly_dino import AnomalyDINO
 from anomaly_clip.methods.april_gan import APRILGAN
 from anomaly_clip.methods.base import AnomalyMethod
+from anomaly_clip.methods.batched_anomaly_dino import BatchedAnomalyDINO
+from anomaly_clip.methods.batched_subspace_ad import BatchedSubspaceAD
 from anomaly_clip.methods.clip_ada import CLIPADA
 from anomaly_clip.methods.contrastive import Contrastive
 from anomaly_clip.methods.linear_probe import LinearProbe
@@ -28,6 +30,8 @@ __all__ = [
     "AnomalyCLIP",
     "AnomalyDINO",
     "AnomalyMethod",
+    "BatchedAnomalyDINO",
+    "BatchedSubspaceAD",
     "Contrastive",
     "LinearProbe",
     "MuSc",

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, unit
 from anomaly_clip.backbones.prompts import STATES_WINCLIP, PromptEnsemble, RVSSettings
-from anomaly_clip.backbones.surgery import encode_layers, quarter_ends
+from anomaly_clip.backbones.surgery import default_layers, encode_layers
 from anomaly_clip.maps import image_score, patches_to_map
 from anomaly_clip.methods.auxiliary_training import AuxiliaryTraining
 from anomaly_clip.methods.linear_layers import (
@@ -88,7 +88,7 @@ class APRILGAN(AuxiliaryTraining, ReferenceMethod[Memory]):
         self.set_training(lr, feature_cache_gb)
         tower = self.backbone
         self.layers = tower.check_layers(
-            quarter_ends(tower.num_layers) if layers is None else layers
+            default_layers(tower.num_layers) if layers is None else layers
         )
         self.memory_layers = tower.check_layers(
             self.layers if memory_layers is None else memory_layers

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -27,10 +27,19 @@ from anomaly_clip.records import LoaderNeeds
 if TYPE_CHECKING:
     from anomaly_clip.data.dataset import AnomalyData
 
-__all__ = ["FeatureMethod", "FittedMethod", "Select", "TrainedMethod", "feature_sums"]
+__all__ = [
+    "FeatureMethod",
+    "FittedMethod",
+    "Select",
+    "TrainedMethod",
+    "chosen_layers",
+    "feature_sums",
+]
 
 QUARTERS = {"layer1": 1, "layer2": 2, "layer3": 3, "layer4": 4}
 """Names of a ResNet's stages, and the quarters of a transformer that they stand for."""
+COPIES_AT_ONCE = 16
+"""Rotated copies that are encoded together without a data module."""
 Select = Literal["last", "best_test"]
 """Epoch that is tested: the last one, or the best on the test images."""
 
@@ -104,17 +113,7 @@ class FeatureMethod(AnomalyMethod, ABC):
             ValueError: If no layer is given, a layer is not spatial or not exposed by the backbone,
                 or the layers are not ordered from fine to coarse.
         """
-        tower = self.backbone
-        if isinstance(tower, CNNBackbone):
-            names = self.stages if layers is None else layers
-            return tower.check_layers([str(name) for name in names])
-        blocks = self.default_blocks(tower.num_layers) if layers is None else layers
-        quarters = {name: tower.num_layers * number // 4 for name, number in QUARTERS.items()}
-        ends: dict[Any, int] = {name: max(1, block) for name, block in quarters.items()}
-        numbers: list[Any] = [ends.get(layer, layer) for layer in blocks]
-        if all(layer in ends for layer in blocks):  # quarters of fewer than four blocks coincide
-            numbers = list(dict.fromkeys(numbers))
-        return tower.check_layers(numbers)
+        return chosen_layers(self.backbone, layers, self.stages, self.default_blocks)
 
     def plain_settings(self, layers: Sequence[str] | Sequence[int] | None) -> dict[str, Any]:
         """Return the arguments ``backbone`` and ``layers`` as plain values, for checkpoints."""
@@ -261,6 +260,32 @@ class TrainedMethod(FeatureMethod, ABC):
         return {"select": select, "selected_epoch": self._chosen}
 
 
+def chosen_layers(
+    tower: AnyBackbone,
+    layers: Sequence[str] | Sequence[int] | None,
+    stages: Sequence[str],
+    default_blocks: Callable[[int], Sequence[int] | Sequence[str]],
+) -> list[Any]:
+    """Return the layers of a tower as a list; see :meth:`FeatureMethod.check_layers`.
+
+    Args:
+        tower: The backbone.
+        layers: The choice of the user; None: the default.
+        stages: Default layers of a CNN.
+        default_blocks: Function that returns the default blocks of a transformer of a given number
+            of blocks.
+    """
+    if isinstance(tower, CNNBackbone):
+        return tower.check_layers([str(name) for name in (stages if layers is None else layers)])
+    blocks = default_blocks(tower.num_layers) if layers is None else layers
+    quarters = {name: tower.num_layers * number // 4 for name, number in QUARTERS.items()}
+    ends: dict[Any, int] = {name: max(1, block) for name, block in quarters.items()}
+    numbers: list[Any] = [ends.get(layer, layer) for layer in blocks]
+    if all(layer in ends for layer in blocks):  # quarters of fewer than four blocks coincide
+        numbers = list(dict.fromkeys(numbers))
+    return tower.check_layers(numbers)
+
+
 def feature_sums(features: Tensor) -> Tensor:
     """Return the sum ``(B,)`` of each image's features ``(B, ...)``: finite if all of them are."""
     dims = tuple(range(1, features.ndim))
@@ -336,6 +361,11 @@ class FittedMethod(FeatureMethod, ABC):
         for name in self.fitted_buffers:
             saved = checkpoint["state_dict"][name]
             setattr(self, name, torch.empty_like(saved, device=self.device))
+
+    @property
+    def copies_at_once(self) -> int:
+        """Number of rotated copies that are encoded together: the batch size of the data."""
+        return COPIES_AT_ONCE if self.data is None else self.data.batch_size
 
     def gathered(self, parts: list[tuple[Tensor, Tensor]]) -> Tensor | None:
         """Return the patches ``(M, C)`` of all processes, ordered by image; None but on the first.

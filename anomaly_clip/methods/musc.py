@@ -10,11 +10,12 @@ Both are ours, not the paper's; see docs/methods/musc.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import product
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
@@ -22,28 +23,18 @@ from torch import Tensor
 
 from anomaly_clip.backbones.clip import CLIPSettings
 from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
-from anomaly_clip.backbones.surgery import quarter_ends
+from anomaly_clip.backbones.surgery import default_layers
 from anomaly_clip.backbones.towers import AnyBackbone, AnySettings, settings_of, tower_of
 from anomaly_clip.errors import check_at_least, check_choice
 from anomaly_clip.maps import image_score, resize_maps
-from anomaly_clip.methods.base import AnomalyMethod
+from anomaly_clip.methods.image_features import ImageFeatures, gather_rows
 from anomaly_clip.methods.musc_encoder import (
     CLASS_VECTOR,
     class_vectors,
     encoder_of,
     halves,
 )
-from anomaly_clip.methods.musc_images import (
-    ImageFeatures,
-    Recent,
-    SeenImages,
-    check_count,
-    drawn_order,
-    gather_rows,
-    names_of_all,
-    resize_grids,
-    warn_of_few,
-)
+from anomaly_clip.methods.musc_images import Recent, SeenImages, drawn_order, resize_grids
 from anomaly_clip.methods.mutual_scoring import (
     RecentImages,
     aggregate,
@@ -56,9 +47,10 @@ from anomaly_clip.methods.mutual_scoring import (
     room_on,
     sequential_scores,
 )
+from anomaly_clip.methods.transductive import TransductiveMethod
 from anomaly_clip.metrics.evaluator import EvaluatorSettings
 from anomaly_clip.progress import track
-from anomaly_clip.records import Batch, Encoder, Scores, UseOfShots
+from anomaly_clip.records import Encoder
 
 __all__ = ["CNN_SIZE", "MuSc"]
 
@@ -74,7 +66,7 @@ AT_ONCE = 16
 """Maps upsampled at once."""
 
 
-class MuSc(AnomalyMethod):
+class MuSc(TransductiveMethod):
     """Zero-shot detection by mutual scoring (MuSc, arXiv 2401.16753; docs/methods/musc.md).
 
     Args:
@@ -107,10 +99,6 @@ class MuSc(AnomalyMethod):
         evaluator: Settings of the metrics.
     """
 
-    must_be_fitted: ClassVar[bool] = False
-    can_be_fitted: ClassVar[bool] = False
-    transductive: ClassVar[bool] = True
-    use_of_shots: ClassVar[UseOfShots] = "none"
     backbone: AnyBackbone
 
     def __init__(
@@ -152,8 +140,6 @@ class MuSc(AnomalyMethod):
         if k_list != "auto":
             check_k_list(k_list)
         self._take_backbone(backbone, layers, image_size)
-        self._scored: dict[int, tuple[Tensor, float]] = {}
-        """Patch map ``(h, w)`` and image score of each image of the evaluation, by index."""
         self._seen: dict[str, SeenImages] = {}
         """For online: the last images of each category."""
         self.save_hyperparameters(ignore=["backbone", "layers", "evaluator"], logger=False)
@@ -183,7 +169,7 @@ class MuSc(AnomalyMethod):
             self._image_size = CNN_SIZE if image_size is None else image_size
             check_at_least("model.image_size", self._image_size, 32)
         else:
-            numbers = quarter_ends(tower.num_layers) if layers is None else layers
+            numbers = default_layers(tower.num_layers) if layers is None else layers
             self.layers = tower.check_layers(numbers)  # type: ignore[arg-type]
             self._image_size = tower.image_size
         if len(set(self.layers)) < len(self.layers):  # features are stored by name
@@ -231,6 +217,10 @@ class MuSc(AnomalyMethod):
         """The encoder of images, whose features can be cached."""
         return encoder_of(self.backbone, self.layers, self.device)
 
+    def image_encoder(self) -> Callable[[Tensor, str], Mapping[str, Tensor]]:
+        """Return a function that encodes images in half precision; see the base class."""
+        return partial(halves, self.encoder)  # once, as its key is a hash of files
+
     def cached_features(self, dataset: Any) -> AbstractContextManager[object]:
         """Return a context in which a data set has cached features; see ``feature_cache_gb``."""
         if self.feature_cache_gb == 0 or self.data is None or self.is_predicting:
@@ -246,52 +236,16 @@ class MuSc(AnomalyMethod):
         """Forget the images that were seen before."""
         self._seen.clear()
 
-    def observe(self, batches: Iterable[Batch]) -> None:
-        """Score all images of an evaluation by each other, category after category.
-
-        Raises:
-            ValueError: If a category has a single image, images of a data module are not listed
-                category after category, or features are not finite.
-        """
-        self._scored.clear()
-        encoder = self.encoder  # once, as its key is a hash of files
-        waiting = list(self.evaluator.categories) if self.data is not None else []
-        complete: set[str] = set()
-        parts: dict[str, list[ImageFeatures]] = {}
-        for batch in batches:
-            if not batch["path"]:  # none of its images could be read
-                continue
-            for name, images in _features(batch, encoder).split(batch["category"]):
-                # Images are listed category after category: those before this one are complete.
-                while name in waiting and waiting[0] != name:
-                    complete.add(waiting[0])
-                    self._score_category(waiting[0], parts.pop(waiting.pop(0), []))
-                if name in complete:
-                    raise ValueError(
-                        f"images of {name} follow those of another category: give MuSc the images "
-                        f"category after category, or use a trainer without a data module"
-                    )
-                parts.setdefault(name, []).append(images)
-        for name in waiting:  # in all processes, also in those that have no image of a category
-            self._score_category(name, parts.pop(name, []))
-        for name in names_of_all(list(parts)):
-            self._score_category(name, parts.get(name, []))
-
-    def _score_category(self, name: str, parts: list[ImageFeatures]) -> None:
-        """Score the images of a category that this process has, by those of all processes."""
-        mine = ImageFeatures.collected(parts)
-        indices = set() if mine is None else set(mine.index.tolist())
-        images = ImageFeatures.gathered(mine, self.device)
-        del mine  # or an ordered copy of all features would be a second one
-        if images is None:
-            return
+    def compare_gathered(
+        self, name: str, images: ImageFeatures, indices: set[int]
+    ) -> dict[int, tuple[Tensor, float]]:
+        """Return the patch maps and image scores of this process's images; see the base class."""
         if self.is_online and not self.is_predicting:
             images = images[drawn_order(len(images), self.order_seed, name)]
         # A call that fails midway leaves a part of them one call ahead, so they are forgotten then.
         seen = self._seen.pop(name, None)
         if seen is None:
-            check_count(len(images), name)
-            warn_of_few(len(images), name)
+            self.check_images(name, len(images))
         rows = [row for row, i in enumerate(images.index.tolist()) if i in indices]
         start = min(self.start, len(images)) if seen is None else 0
         recent = self._recent(images) if seen is None else seen.recent
@@ -307,12 +261,27 @@ class MuSc(AnomalyMethod):
             raw = torch.cat([seen.raw, raw])
             images = ImageFeatures.joined([seen.images, images])
         scores = self._image_scores(images, raw, rows, start)
-        for row, patch_map, score in zip(rows, patch_maps, scores.tolist(), strict=True):
-            self._scored[int(images.index[row])] = patch_map, score
+        scored = self._by_index(images, rows, patch_maps, scores)
         if self.is_online and self.is_predicting:  # elsewhere, a category is scored once
             # Indices, as a slice would keep the features of all images alive.
             last = torch.arange(max(0, len(images) - self.memory), len(images))
             self._seen[name] = SeenImages(images[last], raw[last], recent)
+        return scored
+
+    def compare(
+        self, name: str, images: ImageFeatures, rows: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """Score some images of a category; for ``online``, as a sequence of which nothing is kept.
+
+        Args:
+            name: The category.
+            images: All images of the category.
+            rows: Images to score.
+        """
+        start = min(self.start, len(images))
+        patch_maps = self._patch_maps(images, rows, start)
+        raw = self._raw_scores(patch_maps)
+        return patch_maps, self._image_scores(images, raw, rows, start)
 
     def _recent(self, images: ImageFeatures) -> Recent | None:
         """Return a place to keep aggregated features; None without later calls, or memory."""
@@ -392,10 +361,10 @@ class MuSc(AnomalyMethod):
 
     def _raw_scores(self, patch_maps: Tensor) -> Tensor:
         """Return the maximum of each upsampled map, ``(n,)``."""
-        parts = [image_score(self._upsampled(block)).cpu() for block in patch_maps.split(AT_ONCE)]
+        parts = [image_score(self.full_maps(block)).cpu() for block in patch_maps.split(AT_ONCE)]
         return torch.cat(parts)
 
-    def _upsampled(self, patch_maps: Tensor) -> Tensor:
+    def full_maps(self, patch_maps: Tensor) -> Tensor:
         """Return maps ``(B, S, S)`` on the device, without blur."""
         size = (self.image_size, self.image_size)
         return resize_maps(patch_maps.to(self.device), size, align_corners=True)
@@ -409,50 +378,3 @@ class MuSc(AnomalyMethod):
             if self.is_online:
                 return rescore_in_sequence(raw, vectors, self.neighbours, start, self.memory, rows)
             return rescore(raw, vectors, self.neighbours)[list(rows)]
-
-    @torch.no_grad()
-    def score(self, images: Tensor, categories: list[str]) -> Scores:
-        """Score images ``(B, 3, S, S)`` by each other, category after category.
-
-        Args:
-            images: uint8, or floating point and already normalised. For ``online``, they are a
-                sequence in this order; nothing of it is kept.
-            categories: The category of each image; at least two images of each.
-
-        Raises:
-            ValueError: If a category has a single image.
-        """
-        encoded = halves(self.encoder, images, "the images to score")
-        features = ImageFeatures(encoded, torch.arange(len(images)))
-        image_scores = torch.zeros(len(images))
-        maps: dict[int, Tensor] = {}
-        for name, part in features.split(categories):
-            check_count(len(part), name)
-            rows, start = range(len(part)), min(self.start, len(part))
-            patch_maps = self._patch_maps(part, rows, start)
-            raw = self._raw_scores(patch_maps)
-            image_scores[part.index] = self._image_scores(part, raw, rows, start)
-            maps |= dict(zip(part.index.tolist(), patch_maps, strict=True))
-        ordered = torch.stack([maps[place] for place in range(len(images))])
-        return self._scores(ordered, image_scores)
-
-    def score_batch(self, batch: Batch) -> Scores:
-        """Return the scores of images that :meth:`observe` has compared."""
-        scored = [self._scored[index] for index in batch["index"].tolist()]
-        return self._scores(
-            torch.stack([patch_map for patch_map, _ in scored]),
-            torch.tensor([score for _, score in scored]),
-        )
-
-    def _scores(self, patch_maps: Tensor, image_scores: Tensor) -> Scores:
-        maps = self._upsampled(patch_maps)
-        return Scores(image_score=image_scores.to(maps), anomaly_map=maps)
-
-
-def _features(batch: Batch, encoder: Encoder) -> ImageFeatures:
-    """Return the features of a batch, on the CPU."""
-    features = batch.get("features")
-    if features is None:
-        source = f"the batch that starts with {batch['path'][0]}"
-        features = halves(encoder, batch["image"], source)
-    return ImageFeatures(dict(features), batch["index"].cpu())

@@ -37,8 +37,8 @@ def encode(
     """Return the features of images: layers ``(B, C, h, w)``, and class vectors ``(B, D)``.
 
     Of a CLIP model, these are the raw outputs of blocks, and the image embedding; of a ViT, the
-    class token in place of the latter. Of a CNN, the class vector is the spatial average of the
-    last layer (both our choice).
+    patches after the final norm, and the class token after it, as in the official code for DINO. Of
+    a CNN, the class vector is the spatial average of the last layer (our choice).
 
     Args:
         backbone: The frozen backbone.
@@ -56,7 +56,9 @@ def encode(
         numbers = sorted({*map(int, layers), last})
         tokens = dict(zip(numbers, backbone(images, numbers), strict=True))
         vectors = backbone.image_vectors(tokens[last])  # (B, D)
-        patches = [tokens[int(layer)].raw[:, first:].mT for layer in layers]  # (B, W, N)
+        chosen = [tokens[int(layer)] for layer in layers]
+        outputs = [t.projected if isinstance(backbone, vit.ViTBackbone) else t.raw for t in chosen]
+        patches = [output[:, first:].mT for output in outputs]  # (B, W, N)
         grids = [p.unflatten(2, backbone.grid_size) for p in patches]  # (B, W, g, g)
     vectors = unit(vectors.float())
     rounded = vectors.half()

@@ -19,7 +19,7 @@ from torch import Tensor
 from anomaly_clip.backbones.towers import AnyBackbone, AnySettings, BackboneSettings
 from anomaly_clip.errors import check_at_least, check_between
 from anomaly_clip.maps import gaussian_blur, resize_maps
-from anomaly_clip.memory import available_memory
+from anomaly_clip.memory import GB, check_room
 from anomaly_clip.methods.coreset import k_centre_greedy, project, projected_width
 from anomaly_clip.methods.feature_method import FittedMethod, feature_sums
 from anomaly_clip.metrics.evaluator import EvaluatorSettings
@@ -32,9 +32,6 @@ AT_ONCE = 1 << 24
 """Distances computed at once, 64 MiB in float32."""
 PRODUCT_FROM = 25
 """Rows of the bank above which distances between rows are computed by a matrix product."""
-ROOM = 0.8
-"""Share of the free memory that a fit may use."""
-GB = 1e9
 
 
 class PatchCore(FittedMethod):
@@ -109,7 +106,7 @@ class PatchCore(FittedMethod):
         """Log the expected memory and time, and refuse a fit that needs too much memory.
 
         Raises:
-            ValueError: If the fit needs more than ``ROOM`` of the free memory.
+            ValueError: See :func:`~anomaly_clip.memory.check_room`.
         """
         self._parts = []
         data = self.data
@@ -127,15 +124,9 @@ class PatchCore(FittedMethod):
             f"keeps {kept} patches; the fit takes about {sum(cost.values()) / GB:.2g} GB, and the "
             f"selection of the bank {duration(max(1, seconds))}"
         )
-        for device, needed in cost.items():
-            free = available_memory(device)
-            if free is not None and needed > ROOM * free:
-                raise ValueError(
-                    f"PatchCore needs about {needed / GB:.3g} GB for {rows} patches, but may only "
-                    f"use {ROOM:.0%} of the {free / GB:.3g} GB that are free on {device}: lower "
-                    f"data.fraction or model.image_size"
-                    f"{'' if self.bank_type.itemsize == 2 else ', or set model.bank_type float16'}"
-                )
+        smaller = "" if self.bank_type.itemsize == 2 else ", or set model.bank_type float16"
+        way_out = f"lower data.fraction or model.image_size{smaller}"
+        check_room(cost, "PatchCore", f"{rows} patches", way_out)
 
     def num_kept(self, rows: int) -> int:
         """Return the number of patches, out of ``rows``, that the bank keeps."""

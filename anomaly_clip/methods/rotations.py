@@ -2,18 +2,66 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from typing import Literal
+
 import cv2
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-__all__ = ["random_rotations", "regular_rotations"]
+__all__ = [
+    "RegularRotations",
+    "has_rotations",
+    "in_batches",
+    "random_rotations",
+    "regular_rotations",
+]
 
+RegularRotations = Literal["auto", "informed", "on", "off"]
 LARGEST = 345.0
 """Largest random angle in degrees (SubspaceAD)."""
 STEP = 45
 """Degrees between the regular angles (AnomalyDINO)."""
+TEXTURES = {"MVTecAD": ("carpet", "grid", "leather", "tile", "wood"), "VisA": ()}
+"""Categories without rotations in AnomalyDINO's "agnostic" setting: textures."""
+INFORMED = {"MVTecAD": ("hazelnut", "screw"), "VisA": ()}
+"""Categories with rotations in its "informed" setting: objects that lie in any direction."""
+
+
+def has_rotations(rotations: RegularRotations, dataset: str | None, category: str) -> bool:
+    """Return whether AnomalyDINO's memory has rotated copies of the images of a category.
+
+    Args:
+        rotations: on, off, auto (the published "agnostic" setting: all objects of MVTec-AD and
+            VisA), or informed (hazelnut and screw of MVTec-AD).
+        dataset: Name of the data set; None if unknown.
+        category: The category.
+    """
+    name = dataset or ""
+    if rotations == "informed":
+        return category in INFORMED.get(name, ())
+    if rotations == "auto":
+        return name in TEXTURES and category not in TEXTURES[name]
+    return rotations == "on"
+
+
+def in_batches(copies: Iterable[Tensor], batch_size: int) -> Iterator[Tensor]:
+    """Yield images ``(batch_size, 3, H, W)``, or fewer at the end, from copies of several images.
+
+    Args:
+        copies: Copies ``(n, 3, H, W)`` of each image.
+        batch_size: Number of copies in a batch.
+    """
+    waiting: list[Tensor] = []
+    for of_image in copies:
+        waiting += of_image
+        while len(waiting) >= batch_size:
+            yield torch.stack(waiting[:batch_size])
+            del waiting[:batch_size]
+    if waiting:
+        yield torch.stack(waiting)
 
 
 def random_rotations(image: Tensor, count: int, seed: int, index: int) -> Tensor:

@@ -86,6 +86,11 @@ TRANSDUCTIVE_ITEMS = (
     *("memory", "start", "order_seed"),
 )
 """Keys of the protocol of transductive methods."""
+PATCH_ITEMS = (
+    *("combine", "explained", "distance", "num_neighbours", "quantile"),
+    *("rotations", "object_masks"),
+)
+"""Keys of the protocol of SubspaceAD and AnomalyDINO, besides layers."""
 ITEMS = (
     Item("data", "data set", "protocol.data"),
     Item("data", "folder", "protocol.root"),
@@ -106,6 +111,7 @@ ITEMS = (
     Item("data", "validation split", "protocol.val_split"),
     Item("method", "method", "method"),
     *(Item("method", LABELS.get(key, key), f"protocol.{key}") for key in TRANSDUCTIVE_ITEMS),
+    *(Item("method", LABELS.get(key, key), f"protocol.{key}") for key in PATCH_ITEMS),
     Item("method", "checkpoint", "checkpoint"),
     Item("method", "SHA-256 of the checkpoint", "environment.checkpoint_sha256"),
     Item("method", "trained layers or prompts from elsewhere", "protocol.borrowed"),
@@ -142,11 +148,14 @@ DEFAULTS = {
     "weights.positions": "bicubic_antialias (default)",
 }
 """Values of items that a file has only if they are not these defaults; see `WeightsRecord`."""
-CNN_METHODS = ("LinearProbe", "PaDiM", "PatchCore", "RD4AD", "RegAD", "SimpleNet")
+CNN_METHODS = (
+    *("LinearProbe", "PaDiM", "PatchCore", "RD4AD", "RegAD", "SimpleNet"),
+    *("AnomalyDINO", "BatchedAnomalyDINO", "BatchedSubspaceAD", "SubspaceAD"),
+)
 """Methods whose backbones have neither of the `DEFAULTS`."""
 OPTIONAL = (
     *("protocol.one_model_a_category", "protocol.started_from", "failed"),
-    *(f"protocol.{key}" for key in TRANSDUCTIVE_ITEMS),
+    *(f"protocol.{key}" for key in (*TRANSDUCTIVE_ITEMS, *PATCH_ITEMS)),
 )
 """Paths of items that are absent where they do not apply."""
 OF_PIXELS = (

@@ -15,7 +15,10 @@ __all__ = ["merge_decisions", "merge_metrics", "run_record", "weights_label", "w
 
 PER_CATEGORY = ("images", "anomalous", "words")
 """Protocol entries that hold a value per category."""
-OF_ONE_CATEGORY = ("selected_epoch", "spread", "by_round", "trained_on", "fitted_images")
+OF_ONE_CATEGORY = (
+    *("selected_epoch", "spread", "by_round", "trained_on", "fitted_images"),
+    *("rotations", "object_masks"),
+)
 """Protocol entries of a single test that a merged run keeps per category."""
 COUNTS = ("overlap", "anomalous_without_pixels", "listed")
 """Protocol entries that a merged run sums; a sum is None if any summand is unknown."""
