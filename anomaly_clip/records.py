@@ -65,6 +65,7 @@ PACKAGES = (
     "torchvision",
     "lightning",
     "open_clip_torch",
+    "timm",
     "torchmetrics",
     "scikit-learn",
     "scipy",

@@ -8,8 +8,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from anomaly_clip.backbones.clip import CLIPSettings
-from anomaly_clip.backbones.cnn import CNNSettings
-from anomaly_clip.backbones.towers import settings_of
+from anomaly_clip.backbones.towers import BackboneSettings, settings_of
 from anomaly_clip.errors import UserError
 
 __all__ = ["changed_backbone", "weights_option"]
@@ -44,7 +43,9 @@ def _check_names(backbone: Mapping[str, Any], content: Mapping[str, Any]) -> Non
     Raises:
         UserError: If there is no such setting.
     """
-    names = [field.name for field in fields(CLIPSettings if _has_clip(content) else CNNSettings)]
+    names = [
+        field.name for field in fields(CLIPSettings if _has_clip(content) else BackboneSettings)
+    ]
     for name in backbone:
         if name not in names:
             raise UserError(f"backbone {name}: no such setting; there are {', '.join(names)}")

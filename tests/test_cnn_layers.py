@@ -86,7 +86,11 @@ def test_layers_have_to_be_named_for_networks_without_stages() -> None:
         ("--model PatchCore --model.backbone.name vit_b_16", 0, "none: it has no feature maps"),
         ("--config sdp", 0, "--model.backbone.pretrained"),
         ("--config sdp --data Demo --model Nothing", 0, "name the method"),
-        ("--model PatchCore --model.backbone.name resnet19", 2, "torchvision has no such model"),
+        (
+            "--model PatchCore --model.backbone.name resnet19",
+            2,
+            "timm has such a model; did you mean resnet18",
+        ),
     ],
 )
 def test_help_lists_the_layers(

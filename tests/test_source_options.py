@@ -10,7 +10,8 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
 
 from anomaly_clip import data, methods
-from anomaly_clip.backbones.cnn import CNNSettings
+from anomaly_clip.backbones.clip import CLIPSettings
+from anomaly_clip.backbones.towers import BackboneSettings
 from anomaly_clip.commands.source_code import UNKNOWN
 from anomaly_clip.commands.source_options import SourceOption, find_class, public_classes
 from anomaly_clip.decisions.settings import CalibrationSettings
@@ -58,9 +59,9 @@ def test_options_and_defaults_are_those_of_the_parser(kind: type) -> None:
     parser = ArgumentParser()
     parser.add_class_arguments(kind, "x")
     expected = parser.get_defaults().as_dict()["x"]
-    if kind is methods.MuSc:  # the parser has the options of the default only, a CLIP model
+    if getattr(kind, "any_tower", kind is methods.MuSc):  # the parser has those of the default only
         given = expected["backbone"].get("init_args", expected["backbone"])
-        expected["backbone"] = {**asdict(CNNSettings()), **given}
+        expected["backbone"] = {**asdict(CLIPSettings()), **asdict(BackboneSettings()), **given}
     source = find_class(f"{kind.__module__}.{kind.__name__}")
     assert source is not None
     options = {option.name: option for option in source.options()}
@@ -132,12 +133,14 @@ class Mine(FittedMethod):
 
 
 def test_an_option_with_two_kinds_of_settings() -> None:
-    """The backbone of MuSc is a CLIP model or a CNN; each text names the kind that it is for."""
+    """The backbone of MuSc is a CLIP, a CNN or a ViT; each text names the kind that it is for."""
     source = find_class("anomaly_clip.methods.musc.MuSc")
     assert source is not None
     backbone = next(option for option in source.options() if option.name == "backbone")
     texts = {option.name: option.help for option in backbone.settings}
-    assert texts["name"].startswith("CLIP: An open_clip model name")
-    assert texts["name"].endswith("CNN: A torchvision model.")
+    assert texts["name"].startswith("CNN or ViT: A torchvision CNN")
+    assert "CLIP: An open_clip model name" in texts["name"]
     assert texts["pretrained"].startswith("CLIP: ")
-    assert texts["weights"].startswith("CNN: ")
+    assert texts["weights"].startswith("CNN or ViT: ")
+    defaults = {option.name: option.default for option in backbone.settings}
+    assert defaults["name"] == CLIPSettings.name  # of the default, not of the first kind

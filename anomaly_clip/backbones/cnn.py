@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from anomaly_clip.backbones.cnn_layers import HEADS, describe_layers, stride_of
 from anomaly_clip.backbones.frozen import FrozenBackbone, check_settings
-from anomaly_clip.backbones.state_dicts import state_dict_of
+from anomaly_clip.backbones.state_dicts import check_keys, only_prefix, state_dict_of
 from anomaly_clip.backbones.weight_files import (
     WeightFileError,
     check_floating,
@@ -255,20 +255,24 @@ def load_network(name: str, weights: str) -> nn.Module:
     return model
 
 
-def read_state(file: str | Path) -> dict[str, Tensor]:
+def read_state(
+    file: str | Path, others: str = f", '{IMAGENET}' or '{RANDOM}'", preferred: Sequence[str] = ()
+) -> dict[str, Tensor]:
     """Read a state dict and strip known prefixes that all of its keys have.
 
     Args:
         file: A file of any form that :mod:`anomaly_clip.backbones.weight_files` reads, or a folder
             with one.
+        others: Other values of the option, for messages.
+        preferred: Keys of the state dict to use of several in the file.
 
     Raises:
         FileNotFoundError: If the file does not exist.
         ValueError: If the file contains no weights, or pickled objects that could run code.
     """
-    path = local_file(str(file), OPTION, f", '{IMAGENET}' or '{RANDOM}'")
+    path = local_file(str(file), OPTION, others)
     try:
-        state = state_dict_of(read_content(path).content)
+        state = state_dict_of(read_content(path).content, preferred)
     except WeightFileError as error:
         raise ValueError(
             f"{OPTION} {file} cannot be read safely as weights ({error.form}); {error.way_out}"
@@ -339,20 +343,7 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor], source: str, name: str)
     counters = [key for key in expected if key.endswith("num_batches_tracked")]
     state = _within_wrapper(state, [key for key in expected if key not in counters], source)
     given = {k: v for k, v in state.items() if not k.startswith(HEADS)}
-    missing = [key for key in expected if key not in given and key not in counters]
-    unexpected = [key for key in given if key not in expected]
-    shapes = [key for key in expected if key in given and expected[key].shape != given[key].shape]
-    for problem, keys in (
-        ("lacks", missing),
-        ("has the unexpected key", unexpected),
-        ("has a different shape for", shapes),
-    ):
-        if keys:
-            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-            raise ValueError(
-                f"{source} {problem} {keys[0]}{more}; give weights of {name}, or set backbone.name "
-                f"to the model that they belong to"
-            )
+    check_keys(given, expected, source, name, optional=counters)
     try:
         # Others, such as the indices of Swin, are integers in the model, too.
         check_floating({k: v for k, v in given.items() if expected[k].is_floating_point()})
@@ -377,19 +368,11 @@ def _within_wrapper(
     prefixes = [p for p in candidates if all(p + key in state for key in keys)]
     if first in state or not prefixes:
         return state
-    if len(prefixes) > 1:
-        prefixes = [prefix for prefix in prefixes if prefix.endswith(PREFERRED)] or prefixes
-    if len(prefixes) > 1:
-        raise ValueError(
-            f"{source} contains {len(prefixes)} networks, below {' and '.join(prefixes[:3])}; save "
-            f"the state dict of one and give that file"
-        )
-    unused = [key for key in state if not key.startswith(prefixes[0])]
-    say(f"{source}: {prefixes[0].rstrip('.')} is used, {len(unused)} other tensors are not")
+    prefix = only_prefix(prefixes, PREFERRED, source)
+    unused = [key for key in state if not key.startswith(prefix)]
+    say(f"{source}: {prefix.rstrip('.')} is used, {len(unused)} other tensors are not")
     return {
-        key.removeprefix(prefixes[0]): value
-        for key, value in state.items()
-        if key.startswith(prefixes[0])
+        key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)
     }
 
 

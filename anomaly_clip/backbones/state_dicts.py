@@ -1,15 +1,15 @@
-"""State dicts in the content of weights files: bare, or in what training programs save."""
+"""State dicts of weights files, bare or as training programs save them, and their fit to models."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from anomaly_clip.backbones.weight_files import BARE, WeightFileError, listed
 
-__all__ = ["StateDict", "state_dict_of"]
+__all__ = ["StateDict", "check_keys", "only_prefix", "state_dict_of"]
 
 CONTAINERS = (
     *("state_dict", "model", "model_state_dict", "net", "backbone", "network", "module"),
@@ -75,6 +75,61 @@ def state_dict_of(
     if not tensors:
         raise WeightFileError(f"it contains no weights: {_described(content)}", BARE)
     return StateDict(tensors, ".".join(path), tuple(others))
+
+
+def check_keys(
+    given: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    source: str,
+    name: str,
+    optional: Collection[str] = (),
+) -> None:
+    """Check that a state dict has the names and shapes of a model's.
+
+    Args:
+        given: Tensors of a file, without those that the model does not need.
+        expected: Tensors of the model, without those that no feature depends on.
+        source: Option and file, for messages.
+        name: Name of the model.
+        optional: Names that may be missing.
+
+    Raises:
+        ValueError: If a tensor is missing, unexpected, or of another shape.
+    """
+    missing = [key for key in expected if key not in given and key not in optional]
+    unexpected = [key for key in given if key not in expected]
+    shapes = [key for key in expected if key in given and expected[key].shape != given[key].shape]
+    for problem, keys in (
+        ("lacks", missing),
+        ("has the unexpected key", unexpected),
+        ("has a different shape for", shapes),
+    ):
+        if keys:
+            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+            raise ValueError(
+                f"{source} {problem} {keys[0]}{more}; give weights of {name}, or set backbone.name "
+                f"to the model that they belong to"
+            )
+
+
+def only_prefix(prefixes: Sequence[str], preferred: Sequence[str], source: str) -> str:
+    """Return the prefix of the network to use, of those that a state dict contains.
+
+    Args:
+        prefixes: At least one, each once.
+        preferred: Parts of the names of trained networks, such as ``encoder_q.``.
+        source: Option and file, for messages.
+
+    Raises:
+        ValueError: If there are several, and not exactly one of them is preferred.
+    """
+    chosen = [p for p in prefixes if any(part in p for part in preferred)] or list(prefixes)
+    if len(prefixes) > 1 and len(chosen) != 1:
+        raise ValueError(
+            f"{source} contains {len(chosen)} networks, below {' and '.join(chosen[:3])}; save "
+            f"the state dict of one and give that file"
+        )
+    return chosen[0]
 
 
 def _tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:

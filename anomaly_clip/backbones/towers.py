@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, from_checkpoint
 from anomaly_clip.backbones.cnn import IMAGENET, MEAN, STD, CNNBackbone, CNNSettings
 from anomaly_clip.backbones.frozen import check_settings
-from anomaly_clip.backbones.vit import AUTO, ViTBackbone, ViTSettings, is_vit
+from anomaly_clip.backbones.vit import AUTO, ViTBackbone, ViTSettings, is_vit, vit_names
+from anomaly_clip.backbones.weight_sources import looks_like_file
+from anomaly_clip.errors import suggest
 from anomaly_clip.records import DEMO
 
 __all__ = [
@@ -108,7 +111,7 @@ def _check_name(name: str, is_clip: bool) -> None:
     Raises:
         ValueError: If it is one of another kind.
     """
-    if not is_clip and _is_clip(name):
+    if not is_clip and not _is_cnn(name) and _is_clip(name):  # open_clip is slow to import
         raise ValueError(
             f"backbone.name {name} is a CLIP model: give its weights with "
             f"model.backbone.pretrained, and no options of CNNs and ViTs (model.backbone.weights, "
@@ -124,6 +127,7 @@ def _check_name(name: str, is_clip: bool) -> None:
 
 
 def _resolved(settings: BackboneSettings) -> CNNSettings | ViTSettings:
+    _check_exists(settings.name)
     if not _is_timm(settings.name):
         weights = IMAGENET if settings.weights == AUTO else settings.weights
         mean, std = settings.mean or list(MEAN), settings.std or list(STD)
@@ -170,10 +174,37 @@ def tower_of(
     return tower
 
 
-def _is_cnn(name: str) -> bool:
+def _check_exists(name: str) -> None:
+    """Check that torchvision or timm has a model of a name.
+
+    Raises:
+        ValueError: If neither has.
+    """
+    if _is_cnn(name) or (name and is_vit(name)):
+        return
+    if not name or name == "None":
+        raise ValueError(
+            "backbone.name is empty; use a CNN, such as resnet18, or a ViT, such as "
+            "vit_small_patch14_dinov2"
+        )
+    if looks_like_file(name) and Path(name).expanduser().exists():
+        raise ValueError(
+            f"backbone.name {name} is a file: give it as model.backbone.weights, and the name of "
+            f"its architecture as model.backbone.name"
+        )
+    typed = name.replace("\\", "/").rpartition("/")[2].partition(".")[0].lower()
+    hint = suggest(typed, {*_cnns(), *vit_names()}) or "use resnet18, for example"
+    raise ValueError(f"backbone.name {name}: neither torchvision nor timm has such a model; {hint}")
+
+
+def _cnns() -> list[str]:
     from torchvision import models
 
-    return name in models.list_models(module=models)
+    return list(models.list_models(module=models))
+
+
+def _is_cnn(name: str) -> bool:
+    return name in _cnns()
 
 
 def _is_timm(name: str) -> bool:

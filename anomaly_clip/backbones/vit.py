@@ -17,8 +17,10 @@ from anomaly_clip.records import RANDOM
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
 
-__all__ = ["AUTO", "ViTBackbone", "ViTSettings", "is_vit"]
+__all__ = ["AUTO", "ViTBackbone", "ViTSettings", "is_vit", "vit_names"]
 
+MODULES = ("vision_transformer", "vision_transformer_hybrid", "eva", "beit", "deit")
+"""Modules of timm with most of the ViTs that are supported."""
 AUTO = "auto"
 """Value of ``weights`` that selects the published weights of a model."""
 
@@ -224,6 +226,13 @@ class ViTBackbone(FrozenBackbone):
             patches = [raw[:, self.num_prefix_tokens :] for raw in tokens]  # (B, N, W)
             normed = [self.norm(part) if norm else part for part in patches]
             return [part.mT.unflatten(2, self.grid_size) for part in normed]
+
+
+def vit_names() -> list[str]:
+    """Return the names of timm's models with a single grid of patches, for suggestions."""
+    import timm
+
+    return [name for module in MODULES for name in timm.list_models(module=module)]
 
 
 def is_vit(name: str) -> bool:

@@ -1,7 +1,8 @@
 """Settings of a model that JSON files next to its weights state: activation, pixel normalisation.
 
-A weights file contains tensors only. Two formats are read: ``open_clip_config.json`` of open_clip,
-and ``config.json`` with ``preprocessor_config.json`` of transformers.
+A weights file contains tensors only. For CLIPs, two formats are read: ``open_clip_config.json`` of
+open_clip, and ``config.json`` with ``preprocessor_config.json`` of transformers. For ViTs, two are
+read as well: ``config.json`` of timm, and ``preprocessor_config.json`` of transformers.
 """
 
 from __future__ import annotations
@@ -15,7 +16,14 @@ from typing import Any, NamedTuple
 from anomaly_clip.documents import load_json
 from anomaly_clip.errors import reason
 
-__all__ = ["WeightsSettings", "check_sizes", "quick_gelu_of", "settings_next_to", "three_numbers"]
+__all__ = [
+    "WeightsSettings",
+    "check_sizes",
+    "pixels_next_to",
+    "quick_gelu_of",
+    "settings_next_to",
+    "three_numbers",
+]
 
 OPEN_CLIP_SETTINGS = "open_clip_config.json"
 TRANSFORMERS_SETTINGS = "config.json"
@@ -62,15 +70,47 @@ def settings_next_to(path: Path, layout: str | None = None) -> WeightsSettings |
             try:
                 settings = read(file)
             except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-                warnings.warn(
-                    f"{file}, next to the weights {path.name}, cannot be used ({reason(error)}), "
-                    f"and none of its settings are: correct or remove it",
-                    stacklevel=2,
-                )
+                _warn_of_unused(file, path, error)
                 continue
             if settings is not None:
                 return settings
     return None
+
+
+def pixels_next_to(path: Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Return pixel mean and deviation that a JSON file next to the weights of a ViT states.
+
+    Files that cannot be read, or with impossible values, are not used, with a warning.
+
+    Args:
+        path: A weights file.
+    """
+    for folder in dict.fromkeys(_folders_of(path)):
+        for name in (TRANSFORMERS_SETTINGS, TRANSFORMERS_PIXELS):
+            file = folder / name
+            if not file.is_file():
+                continue
+            try:
+                content = load_json(file.read_text(encoding="utf-8"))
+                record = content.get("pretrained_cfg") or {}  # of timm
+                mean, std = _pixels(
+                    record.get("mean", content.get("image_mean")),
+                    record.get("std", content.get("image_std")),
+                )
+            except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+                _warn_of_unused(file, path, error)
+                continue
+            if mean is not None and std is not None:
+                return mean, std
+    return None
+
+
+def _warn_of_unused(file: Path, weights: Path, error: Exception) -> None:
+    warnings.warn(
+        f"{file}, next to the weights {weights.name}, cannot be used ({reason(error)}), and none "
+        f"of its settings are: correct or remove it",
+        stacklevel=3,
+    )
 
 
 def _folders_of(path: Path) -> Iterator[Path]:

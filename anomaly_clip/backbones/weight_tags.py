@@ -1,7 +1,7 @@
 """Weights of open_clip's tags: their files in the caches, and the download.
 
 Two folders are searched: the cache of the model hub, and the folder into which OpenAI's and other
-official programs download files by address.
+official programs download files by address. The functions on these places serve timm's tags, too.
 """
 
 from __future__ import annotations
@@ -11,13 +11,23 @@ import re
 import urllib.error
 import urllib.request
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from anomaly_clip.errors import reason
 from anomaly_clip.records import DEMO, RANDOM
 
-__all__ = ["HUB_TIMEOUT", "TagFile", "fetch", "other_epoch"]
+__all__ = [
+    "HUB_TIMEOUT",
+    "TagFile",
+    "cached_by_address",
+    "cached_in_hub",
+    "expected_hash",
+    "fetch",
+    "other_epoch",
+    "why_no_download",
+]
 
 CLIP_CACHE = Path("~/.cache/clip")
 """Folder of files downloaded by address, shared with OpenAI's and other official programs."""
@@ -72,7 +82,7 @@ def fetch(name: str, tag: str, record: dict[str, Any]) -> TagFile:
     if cached is not None:
         return cached
     address = f"{constants.ENDPOINT}/{repository}" if repository else str(record.get("url"))
-    why = "offline mode is set" if constants.HF_HUB_OFFLINE else _unreachable(address)
+    why = why_no_download(address)
     if why is None:
         try:
             return TagFile(Path(open_clip.download_pretrained(record)), bool(repository))
@@ -102,26 +112,48 @@ def _cached_file(tag: str, record: dict[str, Any]) -> TagFile | None:
 
 
 def _cached_by_hub(record: dict[str, Any]) -> TagFile | None:
-    from huggingface_hub import try_to_load_from_cache
-
     repository, _, filename = str(record.get("hf_hub") or "").rpartition("/")
-    if not repository:
-        return None
     names = [filename] if filename else []
-    for candidate in [*names, "open_clip_model.safetensors", "open_clip_pytorch_model.bin"]:
-        path = try_to_load_from_cache(repository, candidate)
-        if isinstance(path, str):
-            return TagFile(Path(path), True)
-    return None
+    names += ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+    path = cached_in_hub(repository, names)
+    return None if path is None else TagFile(path, True)
 
 
 def _cached_by_address(record: dict[str, Any]) -> TagFile | None:
-    """Return a file that official programs have downloaded, if it has the sha256 of its address."""
-    address = str(record.get("url") or "")
-    file = CLIP_CACHE.expanduser() / address.rpartition("/")[2]
+    path = cached_by_address(str(record.get("url") or ""), CLIP_CACHE.expanduser())
+    return None if path is None else TagFile(path, False)
+
+
+def cached_in_hub(
+    repository: str, names: Sequence[str], revision: str | None = None
+) -> Path | None:
+    """Return the first of several files of a repository that is in the model hub's cache.
+
+    Args:
+        repository: Name of the repository; nothing is found for an empty one.
+        names: Names of files, the preferred one first.
+        revision: A branch, tag or commit; None for the main branch.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    for name in names if repository else ():
+        path = try_to_load_from_cache(repository, name, revision=revision)
+        if isinstance(path, str):
+            return Path(path)
+    return None
+
+
+def cached_by_address(address: str, folder: Path) -> Path | None:
+    """Return a file that official programs have downloaded, if it has the sha256 of its address.
+
+    Args:
+        address: Address of the file; nothing is found for an empty one.
+        folder: Folder into which they download.
+    """
+    file = folder / address.rpartition("/")[2]
     if not address or not file.is_file():
         return None
-    expected = _expected_hash(address)
+    expected = expected_hash(address)
     if expected is not None:
         digest = _sha256(file)
         if not digest.startswith(expected):
@@ -131,7 +163,14 @@ def _cached_by_address(record: dict[str, Any]) -> TagFile | None:
                 stacklevel=2,
             )
             return None
-    return TagFile(file, False)
+    return file
+
+
+def why_no_download(address: str) -> str | None:
+    """Return why nothing can be downloaded from an address, or None if it answers."""
+    from huggingface_hub import constants
+
+    return "offline mode is set" if constants.HF_HUB_OFFLINE else _unreachable(address)
 
 
 def _sha256(file: Path) -> str:
@@ -142,7 +181,7 @@ def _sha256(file: Path) -> str:
     return digest.hexdigest()
 
 
-def _expected_hash(address: str) -> str | None:
+def expected_hash(address: str) -> str | None:
     """Return the start of the sha256 in an address: OpenAI's folder, or the end of a name."""
     for part in address.split("/")[-2:]:
         if re.fullmatch(r"[0-9a-f]{64}", part):
@@ -153,7 +192,7 @@ def _expected_hash(address: str) -> str | None:
 
 def _unreachable(address: str) -> str | None:
     """Return why an address does not answer, or None if it answers, even with an HTTP error."""
-    # The address comes from open_clip's table, or begins with $HF_ENDPOINT.
+    # The address comes from a table of open_clip or timm, or begins with $HF_ENDPOINT.
     request = urllib.request.Request(address, method="HEAD")  # noqa: S310
     try:
         urllib.request.urlopen(request, timeout=HUB_TIMEOUT).close()  # noqa: S310

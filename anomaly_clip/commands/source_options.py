@@ -32,6 +32,10 @@ EXPERIMENTS = frozenset(("LightningModule", "LightningDataModule"))
 """Base classes of all methods and data sets."""
 
 
+TITLES = {"BackboneSettings": "CNN or ViT"}
+"""Kinds that the classes of several settings stand for, other than their names."""
+
+
 @dataclass(frozen=True)
 class SourceOption:
     """One option of a class.
@@ -176,17 +180,46 @@ class ClassSource:
         if not settings:
             return SourceOption(name, text, value, help_text)
         given = value if isinstance(value, Mapping) else {}
+        chosen = default.func if isinstance(default, ast.Call) else None
+        defaults = {} if chosen is None else self._defaults(chosen)
         parts = tuple(
-            replace(option, default=given.get(option.name, option.default))
+            replace(
+                option, default=given.get(option.name, defaults.get(option.name, option.default))
+            )
             for option in _of_all(settings)
         )
         return SourceOption(name, "settings", value, help_text or settings[0].summary, parts)
 
+    def _defaults(self, settings: ast.expr) -> dict[str, Any]:
+        """Return the default values of a settings class by option."""
+        sources = _settings_in(self.file, settings)
+        return {option.name: option.default for source in sources for option in source.options()}
+
     def _settings(self, kind: ast.expr) -> list[ClassSource]:
-        """Return the settings classes among the alternatives of a type."""
-        names = [part.id for part in alternatives(kind) if isinstance(part, ast.Name)]
-        sources = (_find(self.file, name) for name in names)
-        return [source for source in sources if source is not None and _is_dataclass(source.node)]
+        """Return the settings classes among the alternatives of a type.
+
+        Of classes with the same options, such as those of one kind of backbone, the first counts.
+        """
+        chosen: list[ClassSource] = []
+        names: set[str] = set()
+        for source in _settings_in(self.file, kind):
+            options = {option.name for option in source.options()}
+            if not options <= names:
+                chosen.append(source)
+                names |= options
+        return chosen
+
+
+def _settings_in(file: Path, kind: ast.expr, depth: int = 0) -> Iterator[ClassSource]:
+    for part in alternatives(kind):
+        place = definition(file, part.id) if isinstance(part, ast.Name) else None
+        if place is None:
+            continue
+        if isinstance(place[1], ast.ClassDef):
+            if _is_dataclass(place[1]):
+                yield ClassSource(place[0], place[1])
+        elif isinstance(place[1], ast.expr) and depth < DEEPEST:  # an alias
+            yield from _settings_in(place[0], place[1], depth + 1)
 
 
 def find_class(name: str, modules: Sequence[str] = (), folder: str = "") -> ClassSource | None:
@@ -240,7 +273,7 @@ def _of_all(settings: Sequence[ClassSource]) -> list[SourceOption]:
         return settings[0].options()
     options: dict[str, SourceOption] = {}
     for source in settings:
-        title = source.name.removesuffix("Settings")
+        title = TITLES.get(source.name, source.name.removesuffix("Settings"))
         for option in source.options():
             text = f"{title}: {option.help}"
             if option.name in options:

@@ -205,7 +205,7 @@ def _class_section(kind: str, named: NamedOptions, verb: str, is_complete: bool)
 
 
 def _backbone_section(named: NamedOptions) -> Iterator[str]:
-    """Yield the options of the backbone of the named method, and the layers of a CNN."""
+    """Yield the options of the backbone of the named method, and the layers of the model."""
     choice = named.classes.get("model")
     options = choice.source.options() if choice is not None and choice.source is not None else []
     backbone = next((option for option in options if option.name == "backbone"), None)
@@ -217,21 +217,55 @@ def _backbone_section(named: NamedOptions) -> Iterator[str]:
     names = {option.name for option in backbone.settings}
     if "layers" not in names:
         return
-    if "pretrained" in names and "model.backbone.weights" not in named.values:
-        yield from ["", "for the layers of a CNN, add --model.backbone.name NAME"]
-        yield "    --model.backbone.weights FILE-or-imagenet"
-        return
-    from anomaly_clip.backbones.cnn_layers import list_layers  # takes some seconds
-
     default = next(option.default for option in backbone.settings if option.name == "name")
     name = str(named.values.get("model.backbone.name", default))
     with user_errors():
-        layers = list_layers(name)
+        yield from _layer_lines(name, "pretrained" in names, named)
+
+
+def _layer_lines(name: str, any_tower: bool, named: NamedOptions) -> Iterator[str]:
+    """Yield the layers of a CNN, or the blocks and tags of a ViT, of a method that takes both."""
+    from anomaly_clip.backbones.cnn_layers import list_layers  # takes some seconds
+
+    if any_tower:
+        from anomaly_clip.backbones.clip import CLIPSettings
+        from anomaly_clip.backbones.towers import BackboneSettings, settings_of
+        from anomaly_clip.backbones.vit import ViTSettings
+
+        if "model.backbone.pretrained" in named.values or name == CLIPSettings.name:
+            yield from ["", "for the layers of a CNN or a ViT, add --model.backbone.name NAME"]
+            yield "    --model.backbone.weights auto"
+            return
+        if isinstance(settings_of(BackboneSettings(name)), ViTSettings):
+            yield from _vit_lines(name)
+            return
+    layers = list_layers(name)
     yield from ["", f"layers of {name}: stride in pixels, channels"]
     for layer in layers:
         yield f"  {layer.name:<{COLUMN}} {layer.stride:>4} {layer.channels:>6}"
     if not layers:
         yield "  none: it has no feature maps, so use a convolutional network, such as resnet18"
+
+
+def _vit_lines(name: str) -> Iterator[str]:
+    from anomaly_clip.backbones.vit_weights import summary_of
+
+    vit = summary_of(name)
+    yield from ["", f"layers of {name}: blocks 1 to {vit.num_blocks}, as model.layers"]
+    rows = {
+        "stride in pixels": vit.stride,
+        "channels": vit.width,
+        "class token and registers": vit.num_prefix_tokens,
+        "image size of the weights": vit.image_size,
+        "tags of weights, default first": ", ".join(vit.tags) or "none: give a file, or random",
+    }
+    for title, value in rows.items():
+        yield from textwrap.wrap(
+            f"{title:<{COLUMN - 2}}{value}",
+            WIDTH,
+            initial_indent="  ",
+            subsequent_indent=" " * COLUMN,
+        )
 
 
 def shared_options(verb: str) -> dict[str, list[SourceOption]]:
