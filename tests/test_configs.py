@@ -240,6 +240,20 @@ def test_musc_runs_on_a_vit(tmp_path: Path, mvtec_root: Path, name: str, data: s
     assert "bilinear" in protocol["resize"]  # type: ignore[index]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["subspace_ad_batched", "anomaly_dino_batched"])
+@pytest.mark.parametrize("data", ["mvtec", "visa"])
+def test_batched_methods_run_as_configured(
+    tmp_path: Path, mvtec_root: Path, name: str, data: str
+) -> None:
+    layers = "[6]" if name.startswith("anomaly_dino") else "[2, 5]"
+    words = ["--config", str(CONFIGS / f"{name}.yaml"), *SMALL_VIT, "--model.layers", layers]
+    root = mvtec_root if data == "mvtec" else visa(tmp_path / "data")
+    words += ["--config", str(CONFIGS / "data" / "visa.yaml")] if data == "visa" else []
+    protocol = run(tmp_path, [*words, "--data.root", str(root)])["run"]["protocol"]
+    assert protocol["transductive"] is True  # type: ignore[index]
+
+
 FEW_SHOT = ["subspace_ad", "anomaly_dino", "anomaly_dino_672"]
 
 

@@ -15,12 +15,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.testing import assert_close
 
+from anomaly_clip.backbones import blocks, clip_towers, vit
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, unit
 from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
 from anomaly_clip.backbones.vit import ViTBackbone
 from anomaly_clip.maps import image_score, patches_to_map
-from anomaly_clip.methods import MuSc, musc
-from anomaly_clip.methods.musc_encoder import class_vectors, encode, halves
+from anomaly_clip.methods import MuSc, musc, musc_encoder
+from anomaly_clip.methods.musc_encoder import class_vectors, encode, encoder_of, halves
 from anomaly_clip.methods.musc_images import resize_grids
 from anomaly_clip.methods.mutual_scoring import aggregate, mutual_scores, rescore
 from anomaly_clip.metrics import Evaluator, EvaluatorSettings
@@ -286,6 +287,15 @@ def test_extreme_features_fit_half_precision(monkeypatch: pytest.MonkeyPatch) ->
     close(aggregate(encoded["fine"].half(), 3), aggregate(features["fine"], 3), 2e-3)
     mean = features["coarse"].mean(dim=(2, 3))
     close(class_vectors({k: v.half() for k, v in encoded.items()}), unit(mean), 1e-6)
+
+
+def test_the_cache_of_features_depends_on_the_code_of_all_towers(
+    tiny_clip: CLIPBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(musc_encoder, "source_hash", lambda *files: " ".join(files))
+    key = encoder_of(tiny_clip, [1], torch.device("cpu")).key
+    for module in (blocks, clip_towers, vit, musc_encoder):
+        assert str(module.__file__) in key
 
 
 def test_features_that_are_not_finite_are_refused() -> None:

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from copy import deepcopy
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import anomaly_clip
+from anomaly_clip.backbones import clip_towers
 from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings, unit
 from anomaly_clip.backbones.deep_prompts import DeepPromptsSettings
 from anomaly_clip.backbones.surgery import dense_path, encode_layers
@@ -198,6 +200,8 @@ def test_the_cache_of_features_depends_on_the_code_of_the_tokens(
     for kind in (AnomalyCLIP, APRILGAN, SDPPlus):
         key = kind(clip)._key(scoring=False)
         assert str(sys.modules[kind.__module__].__file__) in key
+        assert str(clip_towers.__file__) in key
+        assert f"'{version('timm')}'" in key
 
 
 def test_deep_prompts_and_both_contexts_act(clip: CLIPBackbone) -> None:

@@ -18,7 +18,7 @@ from anomaly_clip.cli import main
 from anomaly_clip.data import MVTecAD
 from anomaly_clip.errors import Diverged
 from anomaly_clip.maps import gaussian_blur, patches_to_map
-from anomaly_clip.methods import SubspaceAD
+from anomaly_clip.methods import AnomalyDINO, SubspaceAD
 from anomaly_clip.methods.rotations import random_rotations
 from anomaly_clip.testing.images import NAMES, write_images
 from anomaly_clip.testing.processes import run_command
@@ -148,6 +148,19 @@ def test_mixed_precision_leaves_distances_as_they_are(backbone: ViTBackbone) -> 
     with torch.autocast("cpu", torch.bfloat16):
         mixed = method.score(tested, ["a", "a"])["anomaly_map"]
     assert_close(mixed, plain, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [SubspaceAD, AnomalyDINO])
+def test_a_fit_in_half_precision_is_scored_in_float32(backbone: ViTBackbone, kind: Any) -> None:
+    """As Lightning does with the precision bf16-true, the fitted buffers are converted."""
+    method = fit_images(kind(backbone, SIZE, [6]), images_of(4))
+    tested = images_of(2, seed=4)
+    exact = method.score(tested, ["a", "a"])
+    for name in method.fitted_buffers:
+        setattr(method, name, getattr(method, name).bfloat16())
+    scores = method.score(tested, ["a", "a"])
+    assert scores["anomaly_map"].dtype == scores["image_score"].dtype == torch.float32
+    assert_close(scores["image_score"], exact["image_score"], atol=0, rtol=0.1)
 
 
 @pytest.mark.parametrize(

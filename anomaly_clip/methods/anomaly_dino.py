@@ -147,7 +147,8 @@ class AnomalyDINO(FittedMethod):
         self.is_published_with_masks = has_masks("auto", self.dataset_name, category)
         if data is None:
             return
-        blank = torch.zeros(1, 3, self.image_size, self.image_size, device=self.device)
+        side = self.image_size
+        blank = torch.zeros(1, 3, side, side, dtype=torch.uint8, device=self.device)
         num_patches, width = self.embed(blank).shape[1:]
         num_images = len(data.fit_samples())
         rows = num_images * num_patches * (COPIES if self.has_rotations else 1)
@@ -208,7 +209,9 @@ class AnomalyDINO(FittedMethod):
         self.check_fitted()
         with self.backbone.out_of_autocast():  # distances stay in float32
             patches = last_patches(self.backbone, images, self.layers)  # (B, N, C)
-            distances = cosine_distances(unit(patches), self.bank, self.num_neighbours)
+            units = unit(patches)
+            # The bank has half precision with the precision bf16-true.
+            distances = cosine_distances(units, self.bank.to(units.dtype), self.num_neighbours)
             if self.has_masks:
                 distances = distances * object_masks(patches, self.mask_threshold, self.mask_shape)
             size = (images.shape[-2], images.shape[-1])

@@ -214,7 +214,8 @@ class AuxiliaryTraining(CLIPMethod, ABC):
         dtype = next(backbone.tower.parameters()).dtype
         pixels = f"{backbone.mean.flatten().tolist()} {backbone.std.flatten().tolist()}"
         options = f"{type(self).__name__} {self.token_options(scoring)} {scoring}"
-        return f"{backbone.identity} {dtype} {pixels} {options} {code} {version('open_clip_torch')}"
+        packages = [version(name) for name in ("open_clip_torch", "timm")]
+        return f"{backbone.identity} {dtype} {pixels} {options} {code} {packages}"
 
     def _halves(self, name: str, batch: Batch) -> dict[str, Tensor]:
         """Encode images whose features are not in the cache, with the values that it would keep."""

@@ -9,7 +9,7 @@ from importlib.metadata import version
 import torch
 from torch import Tensor
 
-from anomaly_clip.backbones import clip, cnn, frozen, vit
+from anomaly_clip.backbones import blocks, clip, clip_towers, cnn, frozen, vit
 from anomaly_clip.backbones.clip import unit
 from anomaly_clip.backbones.cnn import CNNBackbone
 from anomaly_clip.backbones.towers import AnyBackbone
@@ -24,6 +24,8 @@ __all__ = [
     "halves",
 ]
 
+FEATURE_CODE = (blocks, clip, clip_towers, cnn, frozen, vit)
+"""Modules that the features of a frozen backbone depend on."""
 LARGEST = 32768.0
 """Absolute value above which the features of an image are scaled down, to fit half precision."""
 CLASS_VECTOR = ("image", "image_rest")
@@ -76,7 +78,7 @@ def encoder_of(
     device: torch.device,
 ) -> Encoder:
     """Return :func:`encode` with everything that its features depend on."""
-    code = source_hash(clip.__file__, cnn.__file__, vit.__file__, frozen.__file__, __file__)
+    code = source_hash(*(str(module.__file__) for module in FEATURE_CODE), __file__)
     dtype = next(backbone.tower.parameters()).dtype
     pixels = f"{backbone.mean.flatten().tolist()} {backbone.std.flatten().tolist()}"
     packages = [version(name) for name in ("open_clip_torch", "timm", "torchvision")]

@@ -113,7 +113,9 @@ class PatchCore(FittedMethod):
         if data is None:
             return
         num_images = len(data.fit_samples())
-        patch = self.embed(torch.zeros(1, 3, self.image_size, self.image_size, device=self.device))
+        side = self.image_size
+        blank = torch.zeros(1, 3, side, side, dtype=torch.uint8, device=self.device)
+        patch = self.embed(blank)
         per_image, width = patch.shape[1:]
         rows = num_images * per_image
         cost = self.cost(rows, width)

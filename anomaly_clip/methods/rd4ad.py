@@ -92,7 +92,7 @@ class RD4AD(TrainedMethod):
     def _sizes(self, image_size: int) -> list[int]:
         """Return the number of positions per side of each layer."""
         with torch.no_grad():
-            features = self.backbone(torch.zeros(1, 3, image_size, image_size))
+            features = self.backbone(torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8))
         return [int(features[layer].shape[-1]) for layer in self.layers]
 
     def features(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:

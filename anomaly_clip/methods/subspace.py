@@ -55,16 +55,18 @@ class Subspace(NamedTuple):
         ``euclidean``: squared distance from the mean within the subspace, with and without
         division by the variances. ``cosine``: 1 minus the cosine of a patch and its projection.
         """
-        patches = patches.to(self.mean.dtype)
-        centred = patches - self.mean
-        inside = centred @ self.components  # (..., K)
+        dtype = torch.promote_types(self.mean.dtype, torch.float32)  # half with bf16-true
+        patches = patches.to(dtype)
+        mean, components, eigenvalues = (part.to(dtype) for part in self)
+        centred = patches - mean
+        inside = centred @ components  # (..., K)
         if distance == "mahalanobis":
-            return (inside.square() / (self.eigenvalues + 1e-6)).sum(dim=-1)
+            return (inside.square() / (eigenvalues + 1e-6)).sum(dim=-1)
         if distance == "euclidean":
             return inside.square().sum(dim=-1)
-        projected = inside @ self.components.mT
+        projected = inside @ components.mT
         if distance == "cosine":
-            return 1 - F.cosine_similarity(patches, projected + self.mean, -1)
+            return 1 - F.cosine_similarity(patches, projected + mean, -1)
         return (centred - projected).square().sum(dim=-1)
 
 
