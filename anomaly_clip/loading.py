@@ -26,6 +26,7 @@ from anomaly_clip.commands.checkpoint_option import checkpoint_file, config_of_f
 from anomaly_clip.commands.configs import config_file, config_names
 from anomaly_clip.commands.experiment import arrange, class_of_checkpoint
 from anomaly_clip.commands.foreign_code import check_found_config, seed_in_config
+from anomaly_clip.commands.saved_backbone import changed_backbone, weights_option
 from anomaly_clip.data import ImageFolder
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.data.samples import Sample
@@ -37,7 +38,6 @@ from anomaly_clip.preprocessing import Preprocessing
 from anomaly_clip.python_calls import in_python, unchanged_process
 from anomaly_clip.records import Batch
 from anomaly_clip.results.folder import find_run
-from anomaly_clip.saved_backbone import changed_backbone, weights_option
 
 __all__ = [
     "CATEGORY",

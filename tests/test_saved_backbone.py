@@ -13,9 +13,9 @@ from anomaly_clip.backbones.clip import CLIPBackbone, CLIPSettings
 from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
 from anomaly_clip.backbones.vit import ViTBackbone
 from anomaly_clip.cli import main
+from anomaly_clip.commands.saved_backbone import changed_backbone, weights_option
 from anomaly_clip.errors import UserError
 from anomaly_clip.methods import SDP, MuSc, PaDiM, SubspaceAD
-from anomaly_clip.saved_backbone import changed_backbone, weights_option
 
 CLIP = {"name": "demo", "pretrained": "demo", "image_size": None}
 CNN = {"name": "resnet18", "weights": "random", "layers": None, "mean": None, "std": None}

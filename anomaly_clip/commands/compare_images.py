@@ -24,6 +24,7 @@ from anomaly_clip.backbones.towers import settings_of, tower_of
 from anomaly_clip.backbones.vit import ViTBackbone
 from anomaly_clip.commands.checkpoint_content import read_checkpoint
 from anomaly_clip.commands.experiment import class_of_checkpoint
+from anomaly_clip.commands.saved_backbone import changed_backbone
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.drawing.draw import save_drawing
 from anomaly_clip.drawing.panels import draw_panels, stack_sheets
@@ -39,7 +40,6 @@ from anomaly_clip.methods.musc import CNN_SIZE, MuSc
 from anomaly_clip.metrics.evaluator import mean_defined
 from anomaly_clip.progress import say, track
 from anomaly_clip.results.warnings import RANDOM_WARNING
-from anomaly_clip.saved_backbone import changed_backbone
 
 __all__ = ["check_layer", "draw_embeddings", "draw_maps"]
 

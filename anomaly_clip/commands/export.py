@@ -26,6 +26,7 @@ from anomaly_clip.commands.detector_options import (
 from anomaly_clip.commands.experiment import class_of_checkpoint
 from anomaly_clip.commands.foreign_code import seed_in_config
 from anomaly_clip.commands.library_messages import quieten
+from anomaly_clip.commands.saved_backbone import changed_backbone
 from anomaly_clip.errors import UserError, reason, user_errors
 from anomaly_clip.exporting.exporter import Exported, ExportSettings, export_detector
 from anomaly_clip.exporting.folder import RUNTIME
@@ -34,7 +35,6 @@ from anomaly_clip.exporting.programs import FORMATS
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.methods.evaluated import EvaluatedModule, Exporter
 from anomaly_clip.progress import say
-from anomaly_clip.saved_backbone import changed_backbone
 
 __all__ = ["run_export"]
 
