@@ -245,7 +245,10 @@ def test_settings_are_compared_with_all_options(tiny_clip_config: str) -> None:
         assert comparable(old, name, False) == comparable(default, name, False)
     assert comparable(old, "text", False) != comparable(new, "text", False)
     cnn = {"name": "resnet18", "weights": "random", "layers": None}
-    assert comparable(cnn, "backbone", True) == {"name": "resnet18", "layers": None}
+    chosen = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "layers": None}
+    assert comparable(cnn, "backbone", True) == {"name": "resnet18", **chosen}
+    default = {**cnn, "weights": "auto", "mean": None, "std": None}
+    assert comparable(default, "backbone", True) == comparable(cnn, "backbone", True)
     assert comparable(3, "backbone", True) == 3
     assert comparable({"a": 1}, "prompts", True) == {"a": 1}
 

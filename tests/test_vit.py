@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 import pytest
+import timm
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN
 from torch import Tensor, nn
@@ -21,13 +22,12 @@ TOWERS = [  # (name, image size)
     ("test_vit2", 96),  # average pooling, norm after it
     ("test_vit3", 64),  # registers
     ("test_vit4", 64),
-    ("test_vit_relpos", 64),  # no class token, relative positions
     *(
         pytest.param(name, size, marks=SLOW)
         for name, size in (
             ("vit_small_patch14_dinov2", 56),  # patches of 14, LayerScale
             ("vit_small_patch14_reg4_dinov2", 56),  # registers without positions
-            ("vit_tiny_patch16_dinov3_qkvb", 64),  # rotary positions
+            ("vit_small_patch16_dinov3_qkvb", 64),  # rotary positions
             ("vit_small_plus_patch16_dinov3", 64),  # SwiGLU
             ("vit_small_patch16_rope_mixed_224", 64),  # learned rotary positions
             ("vit_small_patch16_rope_ape_224", 64),
@@ -38,6 +38,7 @@ TOWERS = [  # (name, image size)
             ("beit_base_patch16_224", 64),
             ("deit_tiny_distilled_patch16_224", 64),  # two prefix tokens
             ("deit3_small_patch16_224", 64),
+            ("vit_relpos_small_patch16_224", 64),  # no class token, relative positions
             ("vit_srelpos_small_patch16_224", 64),
             ("flexivit_small", 64),
             ("vit_small_patch16_36x1_224", 64),
@@ -81,6 +82,10 @@ def photographs(backbone: ViTBackbone, number: int = 2) -> Tensor:
 @pytest.fixture(scope="module")
 def tiny() -> ViTBackbone:
     return varied(ViTBackbone("test_vit3", "random", 64))
+
+
+RELPOS = "test_vit_relpos"
+needs_relpos = pytest.mark.skipif(not timm.is_model(RELPOS), reason="timm lacks the small model")
 
 
 @torch.no_grad()
@@ -141,7 +146,7 @@ def test_other_models_of_timm_are_refused_in_one_sentence(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "size", "near"),
-    [("test_vit", 100, "use 96 or 112"), ("test_vit_relpos", 8, "use 16")],
+    [("test_vit", 100, "use 96 or 112"), ("test_vit2", 8, "use 16")],
 )
 def test_an_image_size_between_multiples_of_the_patch_size(name: str, size: int, near: str) -> None:
     with pytest.raises(ValueError, match=rf"^model.image_size {size} is not a multiple .*{near}$"):
@@ -171,7 +176,12 @@ def test_vectors_of_images_are_class_tokens_or_means(tiny: ViTBackbone) -> None:
     with_class = tiny.model.cls_token is not None
     expected = tokens.projected[:, 0] if with_class else tokens.projected[:, places:].mean(1)
     assert_close(tiny.image_vectors(tokens), expected)
-    other = ViTBackbone("test_vit_relpos", "random", 64)
+
+
+@needs_relpos
+@torch.no_grad()
+def test_vectors_of_images_without_a_class_token() -> None:
+    other = ViTBackbone(RELPOS, "random", 64)
     assert other.model.cls_token is None
     tokens = other(photographs(other))[0]
     assert_close(other.image_vectors(tokens), tokens.projected.mean(1))
@@ -208,7 +218,7 @@ def test_normalisation_is_that_of_the_tag() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
-    "name", ["test_vit3", pytest.param("vit_tiny_patch16_dinov3_qkvb", marks=SLOW)]
+    "name", ["test_vit3", pytest.param("vit_small_patch16_dinov3_qkvb", marks=SLOW)]
 )
 def test_half_precision(name: str, dtype: torch.dtype) -> None:
     backbone = ViTBackbone(name, "random", 64)
@@ -236,7 +246,9 @@ class _Maps(nn.Module):
 
 @SLOW
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["test_vit3", "test_vit_relpos", "vit_tiny_patch16_dinov3_qkvb"])
+@pytest.mark.parametrize(
+    "name", ["test_vit3", "vit_relpos_small_patch16_224", "vit_small_patch16_dinov3"]
+)
 def test_export_with_any_number_of_images(name: str, tmp_path: Any) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     module = _Maps(varied(ViTBackbone(name, "random", 64))).eval()

@@ -129,7 +129,7 @@ def test_tags_begin_with_the_default() -> None:
     assert default is not None
     assert tags[0] == default.tag
     assert "dino" in tags
-    assert tags_of("test_vit_relpos") == []
+    assert tags_of("test_vit4") == []
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_tags_begin_with_the_default() -> None:
         ("vit_small_patch16_224", "imagenet", "is for CNNs, not for .*give 'auto'"),
         ("vit_small_patch16_224.nonsense", "auto", "has no tag nonsense .*dino"),
         ("vit_small_patch16_224.dino", "augreg_in1k", "contradicts the tag in backbone.name"),
-        ("test_vit_relpos", "auto", "no weights of test_vit_relpos are published"),
+        ("test_vit4", "auto", "no weights of test_vit4 are published"),
         ("", "auto", "backbone.name is empty"),
         ("ViT_Small_Patch16_224", "auto", "did you mean vit_small_patch16_224"),
         ("timm/vit_small_patch16_224.dino", "auto", "did you mean vit_small_patch16_224"),

@@ -17,20 +17,24 @@ from anomaly_clip.methods import (
     RD4AD,
     SDP,
     AnomalyCLIP,
+    AnomalyDINO,
     PaDiM,
     PatchCore,
     RegAD,
     SDPPlus,
     SimpleNet,
+    SubspaceAD,
     WinCLIP,
 )
 from anomaly_clip.methods.base import AnomalyMethod
-from anomaly_clip.methods.gaussians import inverse_factor
+from anomaly_clip.methods.gaussians import RunningMoments, inverse_factor
 from anomaly_clip.methods.prompted_method import ReferenceMethod
+from anomaly_clip.methods.subspace import principal_subspace
 
 NAME = "oak board"
 MEAN = {"method": "mean"}
 LAYERS = ["features.2", "features.3"]
+VIT = {"name": "test_vit", "weights": "random"}
 SIZE = 64
 
 
@@ -40,7 +44,7 @@ class Variant(NamedTuple):
     kind: type[AnomalyMethod]
     arguments: Mapping[str, Any] = {}
     number: int = 0
-    """Number of reference images, or of rows of PatchCore's bank."""
+    """Number of reference images, or of rows of a bank of patches."""
 
 
 REFINEMENTS = {
@@ -85,6 +89,18 @@ VARIANTS = {
     "PatchCore 26 rows": Variant(PatchCore, {"blur_border": "inner"}, 26),
     "PatchCore nearest": Variant(PatchCore, {"num_neighbours": 1, "upsampling": "nearest"}, 30),
     "PatchCore float16": Variant(PatchCore, {"bank_type": "float16"}, 30),
+    "PatchCore with a ViT": Variant(PatchCore, {"backbone": VIT, "layers": [3, 5]}, 30),
+    "SubspaceAD": Variant(SubspaceAD, {"backbone": VIT, "layers": [3, 5], "explained": 0.9}),
+    "SubspaceAD with a CNN": Variant(
+        SubspaceAD, {"combine": "concat", "explained": 0.8, "distance": "mahalanobis"}
+    ),
+    "SubspaceAD cosine": Variant(
+        SubspaceAD, {"backbone": VIT, "explained": 0.9, "distance": "cosine"}
+    ),
+    "AnomalyDINO": Variant(AnomalyDINO, {"backbone": VIT}, 30),
+    "AnomalyDINO with a CNN": Variant(
+        AnomalyDINO, {"layers": LAYERS[1:], "num_neighbours": 40, "sigma": 0.0}, 30
+    ),
     "RD4AD": Variant(RD4AD, {"amap_mode": "multiply"}),
     "RD4AD add": Variant(RD4AD, {"amap_mode": "add", "sigma": 0.0}),
     "SimpleNet": Variant(SimpleNet, {"pretrain_dim": 16, "target_dim": 12, "hidden": 8}),
@@ -110,8 +126,11 @@ def build(variant: Variant, clip: Callable[[], CLIPBackbone], cnn: Callable[...,
         elif not issubclass(kind, AnomalyCLIP):
             options |= {"prompts": WORDS, **({"rvs": MEAN} if issubclass(kind, SDP) else {})}
     else:
-        options = {"backbone": cnn(kind), "image_size": SIZE, "sigma": 2.0}
-        if kind in (PaDiM, PatchCore, SimpleNet):
+        options = {"backbone": cnn(kind), "image_size": SIZE}
+        if kind is not SubspaceAD:
+            options["sigma"] = 2.0
+        on_cnn = "backbone" not in arguments
+        if kind in (PaDiM, PatchCore, SimpleNet) or (kind is SubspaceAD and on_cnn):
             options["layers"] = LAYERS
     method: Any = kind(**{**options, **arguments}).eval()
     generator = torch.Generator().manual_seed(5)
@@ -124,10 +143,14 @@ def build(variant: Variant, clip: Callable[[], CLIPBackbone], cnn: Callable[...,
         centred = (features - features.mean(dim=0)).transpose(0, 1).double()  # (N, B, C)
         factor = inverse_factor(centred.mT @ centred, 30, 0.01)
         method.keep(mean=features.mean(dim=0), factor=factor)
-    elif isinstance(method, PatchCore):
+    elif isinstance(method, PatchCore | AnomalyDINO):
         rows = method.embed(images_of(method, 3)).flatten(0, 1)
         order = torch.randperm(len(rows), generator=generator)[:number]
-        method.bank = rows[order].to(method.bank_type)
+        method.bank = rows[order].to(getattr(method, "bank_type", torch.float32))
+    elif isinstance(method, SubspaceAD):
+        moments = RunningMoments()
+        moments.add(method.embed(images_of(method, 3)).flatten(0, 1).unsqueeze(1))
+        method.keep(**principal_subspace(moments.take(), method.explained)._asdict())
     elif hasattr(method, "trained"):
         method.trained.fill_(True)
     if isinstance(method, SimpleNet):  # or maps would hardly differ from a constant

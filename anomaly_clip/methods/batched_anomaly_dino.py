@@ -110,8 +110,9 @@ class BatchedAnomalyDINO(BatchedFeatureMethod):
         steps = track(rows, f"comparing {len(patches)} images")
         distances = torch.stack([batched_distances(units, r, self.quantile) for r in steps]).cpu()
         if self.masks_category(name):
-            tokens = patches[torch.as_tensor(rows)]
-            distances *= object_masks(tokens, self.mask_threshold, self.mask_shape)
+            for place, row in enumerate(rows):
+                tokens = patches[row : row + 1]
+                distances[place] *= object_masks(tokens, self.mask_threshold, self.mask_shape)[0]
         return distances
 
     def image_scores(self, distances: Tensor) -> Tensor:

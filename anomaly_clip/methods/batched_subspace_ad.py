@@ -95,9 +95,9 @@ class BatchedSubspaceAD(BatchedFeatureMethod):
             moments.add(block.to(self.device).flatten(0, 1).unsqueeze(1))  # (n N, 1, C)
         subspace = principal_subspace(moments.take(), self.explained)
         subspace = Subspace(*(part.to(self.device, patches.dtype) for part in subspace))
-        blocks = patches[torch.as_tensor(rows)].split(IMAGES_AT_ONCE)
-        parts = [subspace.distances(block.to(self.device), self.distance) for block in blocks]
-        return torch.cat(parts).cpu()
+        blocks = (patches[some] for some in torch.as_tensor(rows).split(IMAGES_AT_ONCE))
+        parts = [subspace.distances(part.to(self.device), self.distance).cpu() for part in blocks]
+        return torch.cat(parts)
 
     def image_scores(self, distances: Tensor) -> Tensor:
         """Return the mean of the highest percent of each map; see the base class."""
