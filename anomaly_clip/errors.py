@@ -322,7 +322,7 @@ def _explain_parsing(message: str, options: list[str]) -> str:
     if apart := _options_apart(message):
         return f"{key}: {apart} do not go together: leave one out, or list the options with --help"
     for reason in reasons:
-        if kind := _other_kind(key, reason):
+        if kind := _other_kind(key, reason, message):
             return kind
         if match := re.match(r"Option '(.+)' is not accepted", reason):
             name = owner.rpartition(".")[2]
@@ -360,15 +360,21 @@ def _explain_parsing(message: str, options: list[str]) -> str:
     return _join(key, "; ".join(reasons) or _one_line(message))
 
 
-def _other_kind(key: str, reason: str) -> str:
+def _other_kind(key: str, reason: str, message: str) -> str:
     """Return a message about an option of another kind of backbone; empty for other options."""
     match = re.match(r"(?:Option '|Key '|unrecognized arguments: --)([\w.]+)", reason)
     option = _path(key, match[1]) if match else ""
+    takes_all = "towers.BackboneSettings" in message and "clip.CLIPSettings" in message
     kinds = ("CLIP models", "CNNs of torchvision"), ("CNNs and ViTs", "CLIP models")
     for word, other, (kind, taken) in zip(
         ("pretrained", "weights"), ("weights", "pretrained"), kinds, strict=True
     ):
         if option.endswith(f"backbone.{word}"):
+            if takes_all:
+                return (
+                    f"{option} is an option of {kind}, but another kind of backbone is chosen "
+                    f"before it: give {option.removesuffix(word)}name and {option} as two options"
+                )
             return (
                 f"{option} is an option of {kind}, but this method only takes {taken}: give "
                 f"{option.removesuffix(word)}{other}, or choose another method (docs/towers.md)"

@@ -9,7 +9,7 @@ import re
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,14 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from anomaly_clip.backbones.clip import CLIPSettings
 from anomaly_clip.backbones.frozen import check_settings
-from anomaly_clip.backbones.towers import BackboneSettings
 from anomaly_clip.commands.batch import DryRunCLI
 from anomaly_clip.commands.checkpoint_content import DAMAGE, read_checkpoint
 from anomaly_clip.commands.checkpoint_option import checkpoint_file, config_of_fit
 from anomaly_clip.commands.configs import config_file, config_names
 from anomaly_clip.commands.experiment import arrange, class_of_checkpoint
 from anomaly_clip.commands.foreign_code import check_found_config, seed_in_config
+from anomaly_clip.commands.saved_backbone import changed_backbone, weights_option
 from anomaly_clip.data import ImageFolder
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.data.samples import Sample
@@ -43,7 +42,6 @@ from anomaly_clip.results.folder import find_run
 __all__ = [
     "CATEGORY",
     "LoadedMethod",
-    "changed_backbone",
     "check_category",
     "find_device",
     "load_method",
@@ -200,7 +198,7 @@ def _of_checkpoint(path: Path, backbone: Mapping[str, Any] | None) -> LoadedMeth
         )
     content = read_checkpoint(path)
     settings = Preprocessing.of_checkpoint(content, path)
-    changed = changed_backbone(content, backbone)
+    changed = changed_backbone(kind, content, backbone)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_seed_of(path))  # of a backbone with random weights
@@ -210,7 +208,7 @@ def _of_checkpoint(path: Path, backbone: Mapping[str, Any] | None) -> LoadedMeth
     except FileNotFoundError as error:
         message = reason(error)
         moved = re.match(r"backbone\.(\w+) ", message)
-        option = _weights_option(content) if moved is None else moved[1]
+        option = weights_option(content) if moved is None else moved[1]
         raise UserError(
             f"{message}; if this file of the backbone has moved, name it with "
             f'backbone={{"{option}": FILE}}, or --model.backbone.{option} FILE'
@@ -230,49 +228,11 @@ def _of_checkpoint(path: Path, backbone: Mapping[str, Any] | None) -> LoadedMeth
     return LoadedMethod(method, settings, category, is_named, BATCH_SIZE, None, str(path))
 
 
-def changed_backbone(
-    content: Mapping[str, Any], backbone: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """Return the argument ``backbone`` of a checkpoint's class if some settings are replaced.
-
-    Raises:
-        UserError: If there is no such setting.
-    """
-    if backbone is None:
-        return {}
-    _check_names(backbone, content)
-    saved = content.get("hyper_parameters", {}).get("backbone")
-    return {"backbone": {**(saved if isinstance(saved, Mapping) else {}), **backbone}}
-
-
 def _seed_of(path: Path) -> int:
     """Return the seed of a fit; without its configuration, that of all configurations."""
     with suppress(UserError):
         return seed_in_config(config_of_fit(path)) or 0
     return 0
-
-
-def _check_names(backbone: Mapping[str, Any], content: Mapping[str, Any]) -> None:
-    """Check the names of settings that replace those of a checkpoint's backbone.
-
-    Raises:
-        UserError: If there is no such setting.
-    """
-    names = [
-        field.name for field in fields(CLIPSettings if _has_clip(content) else BackboneSettings)
-    ]
-    for name in backbone:
-        if name not in names:
-            raise UserError(f"backbone {name}: no such setting; there are {', '.join(names)}")
-
-
-def _weights_option(content: Mapping[str, Any]) -> str:
-    return "pretrained" if _has_clip(content) else "weights"
-
-
-def _has_clip(content: Mapping[str, Any]) -> bool:
-    backbone = content.get("hyper_parameters", {}).get("backbone")
-    return isinstance(backbone, Mapping) and "pretrained" in backbone
 
 
 def _category_of(method: AnomalyMethod, settings: Preprocessing) -> tuple[str | None, bool]:

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -287,3 +288,82 @@ def test_only_marks_that_are_shown_are_announced(
     cells = [str(cell) for column in table.columns for cell in column.cells]
     assert any(cell.startswith("~") for cell in cells) == announced
     assert ("~ MARKS" in str(table.caption)) == announced
+
+
+# -- backbones of different kinds ------------------------------------------------------------------
+
+BACKBONES = ("resnet18:random layers=[layer1,layer2]", "vit=test_vit:random", "demo image_size=80")
+
+
+def backbone_words(root: Path, folder: Path, *more: str) -> list[str]:
+    line = ["compare", "--backbones", *BACKBONES, "--folder", str(folder)]
+    line += ["--model", "PaDiM", "--model.image_size", "64", "--model.num_channels", "8"]
+    line += ["--data", "MVTecAD", "--data.root", str(root), "--data.num_workers", "0"]
+    return [*line, "--data.categories", "[bottle]", "--trainer.accelerator", "cpu", *more]
+
+
+@pytest.mark.slow
+def test_backbones_of_all_kinds(root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "c"
+    line = backbone_words(root, folder, "--embedding", "layer3")
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert run_compare(line) == 0
+    printed = " ".join(out.getvalue().split())
+    assert "resnet18-random, vit: RANDOM WEIGHTS" in printed
+    assert "demo: demo weights, trained on generated images only" in printed
+    content = json.loads((folder / "comparison.json").read_text())
+    labels = ["resnet18-random", "vit", "demo"]
+    assert list(content["figures"]["bottle"]) == labels
+    records = [content["runs"][label]["weights"] for label in labels]
+    assert [record["backbone"] for record in records] == ["resnet18", "test_vit", "demo"]
+    assert [record["random"] for record in records] == [True, True, False]
+    record = json.loads((folder / "compare.json").read_text())
+    assert record["backbones"]["vit"] == "vit=test_vit:random"
+    with Image.open(folder / "pictures" / "bottle.png") as sheet:
+        assert sheet.width == 5 * 240 + 4 * 4  # image, three maps, ground truth
+    silhouettes = json.loads((folder / "silhouettes.json").read_text())
+    assert list(silhouettes["states"]["bottle"]) == labels
+    # Resumed, nothing runs again; another backbone or kind of comparison is not mixed in.
+    before = (folder / "vit" / "bottle" / "metrics.json").stat().st_mtime_ns
+    assert main(["compare", "--resume", str(folder)]) == 0
+    assert (folder / "vit" / "bottle" / "metrics.json").stat().st_mtime_ns == before
+    assert main([word.replace("vit=test_vit", "vit=test_vit2") for word in line]) == 2
+    assert main(["--weights" if word == "--backbones" else word for word in line]) == 2
+
+
+def test_the_plan_of_backbones(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(backbone_words(root, root, "--dry-run")) == 0
+    first, second, third = map(shlex.split, capsys.readouterr().out.splitlines())
+    assert first[:2] == second[:2] == ["anomaly_clip", "each"]
+    assert first[-3:] == [
+        "--model.backbone.name=resnet18",
+        "--model.backbone.weights=random",
+        "--model.layers=[layer1,layer2]",
+    ]
+    assert second[-2:] == ["--model.backbone.name=test_vit", "--model.backbone.weights=random"]
+    assert third[-3:-1] == ["--model.backbone.name=demo", "--model.backbone.pretrained=demo"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (["vit=test_vit:random", "demo layers=[99]"], "expected ascending numbers between 1 and"),
+        (["vit=test_vit:none.pt", "demo"], "none.pt"),
+        (["resnet18:random", "no_such_model:random"], "no_such_model: torchvision has no such"),
+        (["resnet18:random", "demo sigmma=3"], "PaDiM has no such option: did you mean sigma?"),
+    ],
+)
+def test_backbones_are_built_before_anything_is_run(
+    root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    changed: list[str],
+    message: str,
+) -> None:
+    line = backbone_words(root, tmp_path / "c")
+    assert main(["compare", "--backbones", *changed, *line[2 + len(BACKBONES) :]]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert "[1/" not in err
+    assert not (tmp_path / "c").exists()

@@ -51,7 +51,7 @@ def test_settings_of_a_cnn_pass(cnn: CNNBackbone) -> None:
 )
 def test_other_settings_are_refused_with_a_reason(backbone: Any, vit: ViTBackbone) -> None:
     backbone = vit if backbone == "vit" else backbone
-    message = "is a transformer, and Own needs a CNN of torchvision, as it has one eye: choose one,"
+    message = "is no CNN of torchvision, but Own needs one, as it has one eye: choose one,"
     with pytest.raises(ValueError, match=message):
         cnn_settings_of(backbone, "Own", "it has one eye")
 
@@ -72,7 +72,9 @@ def test_other_cnns_are_no_resnets(cnn: CNNBackbone) -> None:
 @pytest.mark.parametrize("method", [RD4AD, RegAD, TAB, LinearProbe])
 def test_methods_that_need_a_cnn(method: Any, vit: ViTBackbone) -> None:
     for backbone in (vit, BackboneSettings(VIT), CLIPSettings("demo", "demo")):
-        with pytest.raises(ValueError, match=f"{method.__name__} needs a CNN of torchvision, as "):
+        with pytest.raises(
+            ValueError, match=f"no CNN of torchvision, but {method.__name__} needs one, as"
+        ):
             method(backbone)
 
 
@@ -103,7 +105,7 @@ def test_settings_of_a_clip_pass() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("RD4AD --model.backbone.name " + VIT, "RD4AD needs a CNN of torchvision, as its student"),
+        ("RD4AD --model.backbone.name " + VIT, "but RD4AD needs one, as its student"),
         (
             "RD4AD --model.backbone.pretrained demo",
             "model.backbone.pretrained is an option of CLIP models, but this method only takes "
@@ -115,10 +117,10 @@ def test_settings_of_a_clip_pass() -> None:
             "model.backbone.weights is an option of CNNs and ViTs, but this method only takes "
             "CLIP models: give model.backbone.pretrained, or choose another method",
         ),
-        ("TAB --model.backbone.name " + VIT, "TAB needs a CNN of torchvision, as it trains a"),
+        ("TAB --model.backbone.name " + VIT, "but TAB needs one, as it trains a ResNet"),
         ("TAB --model.backbone.pretrained demo", "model.backbone.pretrained is an option of CLIP"),
         ("RegAD --model.backbone.name vgg16", "model.backbone.name must be a ResNet for RegAD"),
-        ("LinearProbe --model.backbone.name " + VIT, "LinearProbe needs a CNN of torchvision, as"),
+        ("LinearProbe --model.backbone.name " + VIT, "but LinearProbe needs one, as it"),
         ("Contrastive --model.backbone.name resnet18", "needs a CLIP model, which has texts"),
     ],
 )

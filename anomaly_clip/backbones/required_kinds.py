@@ -27,9 +27,9 @@ def cnn_settings_of(backbone: Choice, method: str, reason: str) -> CNNSettings:
     settings = settings_of(backbone)
     if not isinstance(settings, CNNSettings):
         raise ValueError(
-            f"backbone.name {settings.name} is a transformer, and {method} needs a CNN of "
-            f"torchvision, as {reason}: choose one, such as resnet18, or a method on features of "
-            f"any backbone, such as PatchCore"
+            f"backbone.name {settings.name} is no CNN of torchvision, but {method} needs one, as "
+            f"{reason}: choose one, such as resnet18, or a method on features of any backbone, "
+            f"such as PatchCore"
         )
     return settings
 

@@ -1,4 +1,4 @@
-"""``anomaly_clip compare``: one method with several sets of backbone weights, side by side.
+"""``anomaly_clip compare``: one method with several backbones or weights, side by side.
 
 The TAB paper compares detectors in this way, once with ImageNet weights and once with weights
 aligned with text. Every backbone gets its own run of ``each``. One table then shows the
@@ -20,7 +20,6 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
 from anomaly_clip.commands.batch import (
     DryRunCLI,
     check_directory,
@@ -28,45 +27,48 @@ from anomaly_clip.commands.batch import (
     pop_resume,
     working_in,
 )
-from anomaly_clip.commands.compare_images import draw_embeddings, draw_maps
+from anomaly_clip.commands.compare_candidates import (
+    Candidate,
+    backbones,
+    sets_of_weights,
+)
+from anomaly_clip.commands.compare_images import check_layer, draw_embeddings, draw_maps
 from anomaly_clip.commands.each import run_each
 from anomaly_clip.commands.experiment import arrange, known_options
 from anomaly_clip.commands.interruption import advise
 from anomaly_clip.commands.library_messages import quieten
 from anomaly_clip.errors import UserError, user_errors
 from anomaly_clip.files import write_csv, write_json
-from anomaly_clip.methods.feature_method import FeatureMethod
-from anomaly_clip.methods.linear_probe import LinearProbe
+from anomaly_clip.methods.evaluated import EvaluatedModule
 from anomaly_clip.metrics.classification import CLASS_METRICS
 from anomaly_clip.metrics.evaluator import MetricValues, uncertain_metrics, with_means
 from anomaly_clip.progress import say, show_table, track
 from anomaly_clip.reporting.metrics_table import heading, marked_percent
 from anomaly_clip.results.folder import METRICS_FILE, create_run_folder
 from anomaly_clip.results.warnings import (
-    RANDOM_WARNING,
     UNCERTAIN_WARNING,
     selection_warning,
     transductive_remark,
+    weights_remark,
 )
 
 __all__ = ["run_compare"]
 
 PRINTED_METRICS = ("image_auroc", "pixel_auroc", *CLASS_METRICS)
 """Metrics of the TAB paper, printed if the run has them. The files contain all metrics."""
-WEIGHTS = "--model.backbone.weights"
 OPTIONS_FILE = "compare.json"
-"""Record of the compared weights and the options."""
+"""Record of the compared backbones or weights, and of the options."""
 
 RunMetrics = dict[str, Any]
 """Content of a run's ``metrics.json``."""
 
 
 def run_compare(words: Sequence[str]) -> int:
-    """Run a method with each set of weights; return exit code 1 if a category failed.
+    """Run a method with each backbone; return exit code 1 if a category failed.
 
     Raises:
         UserError: If the command line is invalid, a run cannot be built, or no category was
-            finished with all weights.
+            finished with all backbones.
     """
     words, resumed = pop_resume(words, OPTIONS_FILE)
     if resumed is None:
@@ -79,7 +81,8 @@ def run_compare(words: Sequence[str]) -> int:
     with user_errors():
         record = json.loads((resumed / OPTIONS_FILE).read_text(encoding="utf-8"))
     with working_in(record.get("directory"), resumed) as folder:
-        line = ["--weights", *record["weights"].values(), "--output.folder", str(folder)]
+        kind = "backbones" if "backbones" in record else "weights"
+        line = [f"--{kind}", *record[kind].values(), "--output.folder", str(folder)]
         for name in ("pictures", "embedding"):  # runs of 0.1.0 have no record of them
             line += [f"--{name}", str(record[name])] if record.get(name) is not None else []
         options = _parser().parse_args(line)
@@ -90,13 +93,24 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="anomaly_clip compare",
         usage="anomaly_clip compare --weights FIRST SECOND [...] --config FILE [--dry-run] "
-        "[options of each]\n       anomaly_clip compare --resume RUN",
-        description="Fit and test a detector once per set of backbone weights (a file, imagenet or "
-        "random). The table shows the differences from the first set. --resume continues an "
-        "interrupted run, inside the fit in progress, and skips the fits that are finished.",
+        "[options of each]\n       anomaly_clip compare --backbones FIRST SECOND [...] --config "
+        "FILE [--dry-run] [options of each]\n       anomaly_clip compare --resume RUN",
+        description="Fit and test a detector once per backbone, or once per set of weights of one "
+        "backbone (a file, imagenet or random). The table shows the differences from the first "
+        "one. --resume continues an interrupted run, inside the fit in progress, and skips the "
+        "fits that are finished.",
         allow_abbrev=False,
     )
-    parser.add_argument("--weights", nargs="+", required=True, help="two or more sets of weights")
+    compared = parser.add_mutually_exclusive_group(required=True)
+    compared.add_argument("--weights", nargs="+", help="two or more sets of weights")
+    compared.add_argument(
+        "--backbones",
+        nargs="+",
+        metavar="BACKBONE",
+        help="two or more backbones of any kind, each as [LABEL=]NAME[:WEIGHTS], in quotes if "
+        "options of the model follow, such as "
+        "'vit_small_patch14_dinov2 image_size=448 layers=[6,9]'",
+    )
     parser.add_argument(
         "--output.root",
         dest="root",
@@ -126,28 +140,25 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--embedding",
         metavar="LAYER",
-        help="also plot a t-SNE of the test images' features of a layer, such as layer3 or pooled",
+        help="also plot a t-SNE of the test images' features of a layer, such as layer3 or pooled; "
+        "of a transformer, layer3 ends its third quarter, and numbers are its blocks",
     )
     return parser
 
 
 def _run(options: argparse.Namespace, rest: Sequence[str]) -> int:
-    """Run a method with each set of weights; see :func:`run_compare`."""
-    weights_by_label = {Path(weights).stem: weights for weights in options.weights}
-    labels = [Path(weights).stem for weights in options.weights]
-    if len(labels) < 2:
-        raise UserError(
-            f"compare --weights {' '.join(options.weights)}: expected two or more, such as "
-            "imagenet tab_resnet18.safetensors"
+    """Run a method with each backbone; see :func:`run_compare`."""
+    kind = "weights" if options.backbones is None else "backbones"
+    with user_errors():
+        candidates = (
+            sets_of_weights(options.weights)
+            if options.backbones is None
+            else backbones(options.backbones)
         )
-    if len(weights_by_label) < len(labels):
-        raise UserError(
-            f"compare --weights: two sets of weights are named {_duplicate(labels)}: rename one "
-            "file"
-        )
+    labels = [candidate.label for candidate in candidates]
     if options.dry_run:
-        for weights in options.weights:
-            print(shlex.join(["anomaly_clip", "each", *rest, f"{WEIGHTS}={weights}"]))
+        for candidate in candidates:
+            print(shlex.join(["anomaly_clip", "each", *rest, *_assigned(candidate.options)]))
         return 0
     if options.folder is None:
         with user_errors():
@@ -156,12 +167,12 @@ def _run(options: argparse.Namespace, rest: Sequence[str]) -> int:
         folder = options.folder.expanduser()
         if not (folder / OPTIONS_FILE).is_file():
             check_new_folder("compare", folder, labels)
-    record = _options_record(folder, weights_by_label, rest)
+    record = _options_record(folder, kind, candidates, rest)
     record |= {"pictures": options.pictures, "embedding": options.embedding}
     try:
-        for label, weights in weights_by_label.items():
-            if not (folder / label / "config-each.yaml").is_file():
-                _check_buildable(label, weights, rest, folder, options.embedding)
+        for candidate in candidates:
+            if not (folder / candidate.label / "config-each.yaml").is_file():
+                _check_buildable(candidate, rest, folder, options.embedding)
     except Exception:
         with contextlib.suppress(OSError):  # the folder does not exist, or has results
             folder.rmdir()
@@ -169,10 +180,10 @@ def _run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     write_json(folder / OPTIONS_FILE, record)
     code = 0
     again = f"anomaly_clip compare --resume {shlex.quote(str(folder))}"
-    for label, weights in weights_by_label.items():
+    for label, _, more in candidates:
         run = folder / label
         line = ["--resume", str(run)] if (run / "config-each.yaml").is_file() else [
-            *rest, WEIGHTS, weights, "--output.folder", str(run)
+            *rest, *more, "--output.folder", str(run)
         ]  # fmt: skip
         say(f"compare {label}")
         with advise(lambda: f"resume with {again}"), contextlib.redirect_stdout(io.StringIO()):
@@ -201,67 +212,64 @@ def _run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     return code
 
 
+def _assigned(options: Sequence[str]) -> list[str]:
+    """Return options and values as ``--option=value``."""
+    return [f"{options[i]}={options[i + 1]}" for i in range(0, len(options), 2)]
+
+
 def _options_record(
-    folder: Path, weights_by_label: dict[str, str], options: Sequence[str]
+    folder: Path, kind: str, candidates: Sequence[Candidate], options: Sequence[str]
 ) -> dict[str, Any]:
-    """Return the compared weights and options, merged with those already recorded in the folder.
+    """Return what is compared and the options, merged with those already recorded in the folder.
 
     Raises:
         UserError: If the folder contains another comparison.
     """
-    full = {
-        label: str(Path(file).resolve()) if Path(file).is_file() else file
-        for label, file in weights_by_label.items()
-    }
+    full = {candidate.label: candidate.word for candidate in candidates}
     if not (folder / OPTIONS_FILE).is_file():
         directory = {"directory": str(Path.cwd())}
-        return {"weights": full, "options": list(options), **directory}
+        return {kind: full, "options": list(options), **directory}
     before = json.loads((folder / OPTIONS_FILE).read_text(encoding="utf-8"))
     check_directory(folder, before.get("directory"))
-    changed = [label for label, file in full.items() if before["weights"].get(label, file) != file]
-    if changed or before["options"] != list(options):
+    compared = before.get(kind, {})
+    changed = [label for label, word in full.items() if compared.get(label, word) != word]
+    if changed or not compared or before["options"] != list(options):
         label = changed[0] if changed else None
-        if label:
-            difference = f"the weights {label} were {before['weights'][label]}"
+        if not compared:
+            difference = f"it has no {kind}"
+        elif label:
+            difference = f"the {kind} {label} were {compared[label]}"
         else:
             difference = f"its options were {' '.join(before['options']) or 'none'}"
         raise UserError(
             f"--output.folder {folder} has another comparison ({difference}): choose another folder"
         )
-    return {**before, "weights": {**before["weights"], **full}}
+    return {**before, kind: {**compared, **full}}
 
 
 def _check_buildable(
-    label: str, weights: str, options: Sequence[str], folder: Path, layer: str | None
+    candidate: Candidate, options: Sequence[str], folder: Path, layer: str | None
 ) -> None:
     """Check that a run can be built, before the runs ahead of it take hours.
 
     Raises:
         UserError: If it cannot be built.
     """
-    more = [WEIGHTS, weights, "--output.folder", str(folder / label)]
+    more = [*candidate.options, "--output.folder", str(folder / candidate.label)]
     quieten()
     with user_errors(known_options):
         plan = DryRunCLI(args=arrange(["fit", *options, *more]))
         plan.writer.abandon()
         _ = plan.datamodule.categories
-        method = plan.model
-        backbone = (
-            method.backbone_settings if isinstance(method, (FeatureMethod, LinearProbe)) else None
-        )
-        if layer and isinstance(backbone, CNNSettings):
-            CNNBackbone(backbone.name, backbone.weights, [layer])
-
-
-def _duplicate(names: Sequence[str]) -> str:
-    return next(name for name in names if names.count(name) > 1)
+        if layer and isinstance(plan.model, EvaluatedModule):
+            check_layer(plan.model, layer)
 
 
 def _read_metrics(folder: Path, again: str) -> RunMetrics:
     file = folder / METRICS_FILE
     if not file.is_file():
         raise UserError(
-            f"{file} is missing, as no category could be tested with these weights: see the "
+            f"{file} is missing, as no category could be tested with this backbone: see the "
             f"failures above, then resume with {again}"
         )
     metrics: RunMetrics = json.loads(file.read_text(encoding="utf-8"))
@@ -304,13 +312,17 @@ def _comparison_table(
     """Return the printed table, with differences from the first run."""
     first, *others = runs
     record = runs[first]["run"]
-    random = [label for label, run in runs.items() if run["run"]["weights"]["random"]]
+    remarks_by_label = {label: weights_remark(run["run"]["weights"]) for label, run in runs.items()}
     title = [f"{record['method']} on {record['protocol']['data']}, percent"]
     remarks = transductive_remark(record["protocol"]), selection_warning(record["protocol"])
     title += [remark for remark in remarks if remark is not None]
     printed = [name for name in PRINTED_METRICS if name in runs[first]["mean"]]
     uncertain = {label: uncertain_metrics(run) for label, run in runs.items()}
-    notes = [f"{', '.join(random)}: {RANDOM_WARNING}"] if random else []
+    notes = [
+        f"{', '.join(x for x in runs if remarks_by_label[x] == remark)}: {remark}"
+        for remark in dict.fromkeys(remarks_by_label.values())
+        if remark is not None
+    ]
     names = [run.get(category, ()) for run in uncertain.values() for category in rows]
     if any(set(printed) & set(metrics) for metrics in names):
         notes.append(UNCERTAIN_WARNING)

@@ -6,7 +6,8 @@ Each category gets one sheet of test images with the map of each backbone and th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +18,70 @@ from lightning.pytorch.cli import LightningArgumentParser
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomaly_clip.backbones.cnn import CNNBackbone
+from anomaly_clip.backbones.clip import CLIPBackbone
+from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
+from anomaly_clip.backbones.towers import settings_of, tower_of
+from anomaly_clip.backbones.vit import ViTBackbone
+from anomaly_clip.commands.checkpoint_content import read_checkpoint
 from anomaly_clip.commands.experiment import class_of_checkpoint
+from anomaly_clip.commands.saved_backbone import changed_backbone
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.drawing.draw import save_drawing
 from anomaly_clip.drawing.panels import draw_panels, stack_sheets
 from anomaly_clip.drawing.tsne import MIN_SAMPLES, TAB_LAYOUT, Embedding, tsne, write_embeddings
 from anomaly_clip.files import atomic_path, safe_name, write_json
 from anomaly_clip.images import evenly_spaced
+from anomaly_clip.maps import resize_maps
 from anomaly_clip.methods.base import AnomalyMethod
+from anomaly_clip.methods.evaluated import EvaluatedModule
+from anomaly_clip.methods.feature_method import FeatureMethod
+from anomaly_clip.methods.linear_probe import LinearProbe
+from anomaly_clip.methods.musc import CNN_SIZE, MuSc
 from anomaly_clip.metrics.evaluator import mean_defined
 from anomaly_clip.progress import say, track
 from anomaly_clip.results.warnings import RANDOM_WARNING
 
-__all__ = ["draw_embeddings", "draw_maps"]
+__all__ = ["check_layer", "draw_embeddings", "draw_maps"]
 
 MAX_EMBEDDED = 2000
 """Maximum number of test images per category in a t-SNE plot."""
 BATCH_SIZE = 16
+POOLED = "pooled"
+
+
+def check_layer(method: EvaluatedModule, layer: str) -> None:
+    """Check that the backbone of a method on features has a layer for t-SNE plots.
+
+    Raises:
+        ValueError: If it has none of this name.
+    """
+    if isinstance(method, LinearProbe) or (
+        isinstance(method, FeatureMethod) and isinstance(method.backbone, CNNBackbone)
+    ):
+        settings = method.backbone_settings
+        assert isinstance(settings, CNNSettings)
+        CNNBackbone(settings.name, settings.weights, [layer])
+    elif isinstance(method, (FeatureMethod, MuSc)) and not isinstance(method.backbone, CNNBackbone):
+        _block(method.backbone, layer)
+
+
+def _block(tower: CLIPBackbone | ViTBackbone, layer: str) -> int | None:
+    """Return the number of a transformer's block; None for the pooled features.
+
+    Raises:
+        ValueError: If there is no such block.
+    """
+    if layer == POOLED:
+        return None
+    quarters = {f"layer{q}": max(1, tower.num_layers * q // 4) for q in (1, 2, 3, 4)}
+    number = quarters.get(layer) or (int(layer) if layer.isdecimal() else 0)
+    if not 1 <= number <= tower.num_layers:
+        raise ValueError(
+            f"--embedding {layer}: {tower.settings.name} is a transformer, so give pooled, layer1 "
+            f"to layer4 (the ends of its quarters), or the number of a block, 1 to "
+            f"{tower.num_layers}"
+        )
+    return number
 
 
 def draw_maps(folder: Path, labels: Sequence[str], category: str, count: int) -> None:
@@ -53,7 +100,7 @@ def draw_maps(folder: Path, labels: Sequence[str], category: str, count: int) ->
     config = yaml.safe_load((runs[0] / "config-test.yaml").read_text(encoding="utf-8"))
     data = _build_data(config["data"])
     methods = [_load_method(checkpoint) for checkpoint in checkpoints]
-    data.image_size = methods[0].image_size
+    size = data.image_size = methods[0].image_size
     samples = data.samples("test")
     anomalous = [row for row, sample in enumerate(samples) if sample.label]
     if not anomalous or count < 1:
@@ -61,15 +108,17 @@ def draw_maps(folder: Path, labels: Sequence[str], category: str, count: int) ->
     rows = [anomalous[place] for place in evenly_spaced(count, len(anomalous))]
     dataset = data.dataset("test")
     items = [dataset[row] for row in rows]
-    images = torch.stack([item["image"] for item in items])
     maps = []
     for method in methods:
+        data.image_size = method.image_size  # backbones may differ in it
+        resized = data.dataset("test")
+        images = torch.stack([resized[row]["image"] for row in rows])
         method.take_references(data, category)
         with torch.no_grad():
             scores = method.score(images, [category] * len(images))
         if "anomaly_map" not in scores:
             return
-        maps.append(_scaled(scores["anomaly_map"].numpy()))
+        maps.append(_scaled(resize_maps(scores["anomaly_map"], (size, size)).numpy()))
     random = [x for x, method in zip(labels, methods, strict=True) if method.weights["random"]]
     warning = f"{', '.join(random)}: {RANDOM_WARNING}" if random else None
     sheets = [
@@ -123,11 +172,9 @@ def draw_embeddings(
 def _embed_run(run: Path, label: str, layer: str) -> Embedding | None:
     """Embed the test images of a run with its backbone; return None if there are too few."""
     config = yaml.safe_load((run / "config-test.yaml").read_text(encoding="utf-8"))
-    backbone = config["model"]["init_args"]["backbone"]
-    statistics = {name: backbone[name] for name in ("mean", "std") if name in backbone}
-    network = CNNBackbone(backbone["name"], backbone["weights"], [layer], **statistics)
     data = _build_data(config["data"])
-    data.image_size = config["model"]["init_args"]["image_size"]
+    arguments = config["model"]["init_args"]
+    encode, data.image_size = _encoder(arguments["backbone"], layer, arguments.get("image_size"))
     samples, dataset = data.samples("test"), data.dataset("test")
     if len(samples) < MIN_SAMPLES:
         return None
@@ -136,12 +183,28 @@ def _embed_run(run: Path, label: str, layer: str) -> Embedding | None:
     for batch in track(np.array_split(rows, -(-len(rows) // BATCH_SIZE)), "encoding"):
         images = torch.stack([dataset[row]["image"] for row in batch.tolist()])
         with torch.no_grad():
-            parts.append(network(images)[layer].flatten(1).numpy())  # (B, C * h * w)
+            parts.append(encode(images).flatten(1).float().numpy())  # (B, C * h * w), or (B, C)
     states = [samples[row].label for row in rows]
     categories = [samples[row].category for row in rows]
     part = f" of {len(samples):,}, evenly spaced" if len(samples) > len(rows) else ""
     say(f"{label}: t-SNE of {len(rows):,} test images{part}")
     return tsne(label, np.concatenate(parts), categories, states, layout=TAB_LAYOUT)
+
+
+def _encoder(
+    backbone: dict[str, Any], layer: str, image_size: int | None
+) -> tuple[Callable[[torch.Tensor], torch.Tensor], int]:
+    """Return a function from images to the features of a layer, and the size of the images."""
+    settings = settings_of(backbone)
+    if isinstance(settings, CNNSettings):
+        network = CNNBackbone.of(replace(settings, layers=[layer]))
+        return lambda images: network(images)[layer], image_size or CNN_SIZE
+    tower = tower_of(settings, image_size=image_size)
+    assert not isinstance(tower, CNNBackbone)
+    block = _block(tower, layer)
+    if block is None:
+        return lambda images: tower.image_vectors(tower(images)[-1]), tower.image_size
+    return lambda images: tower.feature_maps(images, [block])[0], tower.image_size
 
 
 def _build_data(section: dict[str, Any]) -> AnomalyData:
@@ -152,9 +215,9 @@ def _build_data(section: dict[str, Any]) -> AnomalyData:
 
 
 def _load_method(checkpoint: Path) -> AnomalyMethod:
-    method: Any = class_of_checkpoint(checkpoint).load_from_checkpoint(
-        checkpoint, map_location="cpu"
-    )
+    kind: Any = class_of_checkpoint(checkpoint)
+    backbone = changed_backbone(kind, read_checkpoint(checkpoint), None)
+    method = kind.load_from_checkpoint(checkpoint, map_location="cpu", **backbone)
     assert isinstance(method, AnomalyMethod)
     return method.eval()
 

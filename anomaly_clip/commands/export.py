@@ -26,12 +26,12 @@ from anomaly_clip.commands.detector_options import (
 from anomaly_clip.commands.experiment import class_of_checkpoint
 from anomaly_clip.commands.foreign_code import seed_in_config
 from anomaly_clip.commands.library_messages import quieten
+from anomaly_clip.commands.saved_backbone import changed_backbone
 from anomaly_clip.errors import UserError, reason, user_errors
 from anomaly_clip.exporting.exporter import Exported, ExportSettings, export_detector
 from anomaly_clip.exporting.folder import RUNTIME
 from anomaly_clip.exporting.precision import FLOAT32, PRECISIONS
 from anomaly_clip.exporting.programs import FORMATS
-from anomaly_clip.loading import changed_backbone
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.methods.evaluated import EvaluatedModule, Exporter
 from anomaly_clip.progress import say
@@ -183,7 +183,7 @@ def _check_no_detector_options(
 def _export_weights(kind: Any, source: DetectorSource, options: argparse.Namespace) -> int:
     checkpoint = source.checkpoint
     assert checkpoint is not None
-    changed = changed_backbone(read_checkpoint(checkpoint), source.backbone)
+    changed = changed_backbone(kind, read_checkpoint(checkpoint), source.backbone)
     with torch.random.fork_rng(devices=[]):
         _seed_like_the_fit(checkpoint)
         try:

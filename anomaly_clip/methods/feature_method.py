@@ -281,6 +281,8 @@ def chosen_layers(
     quarters = {name: tower.num_layers * number // 4 for name, number in QUARTERS.items()}
     ends: dict[Any, int] = {name: max(1, block) for name, block in quarters.items()}
     numbers: list[Any] = [ends.get(layer, layer) for layer in blocks]
+    if all(layer in ends for layer in blocks):  # quarters of fewer than four blocks coincide
+        numbers = list(dict.fromkeys(numbers))
     return tower.check_layers(numbers)
 
 

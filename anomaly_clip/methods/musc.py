@@ -52,7 +52,7 @@ from anomaly_clip.metrics.evaluator import EvaluatorSettings
 from anomaly_clip.progress import track
 from anomaly_clip.records import Encoder
 
-__all__ = ["MuSc"]
+__all__ = ["CNN_SIZE", "MuSc"]
 
 K_LIST = {"VisA": [1, 8, 9]}
 DEFAULT_K_LIST = [1, 2, 3]
