@@ -24,6 +24,7 @@ __all__ = [
     "AnyBackbone",
     "AnySettings",
     "BackboneSettings",
+    "is_clip",
     "settings_of",
     "tower_of",
 ]
@@ -112,19 +113,19 @@ def _from_mapping(given: Any) -> CLIPSettings | BackboneSettings:
     return CLIPSettings(**from_checkpoint(given)) if is_clip else BackboneSettings(**given)
 
 
-def _check_name(name: str, is_clip: bool) -> None:
+def _check_name(name: str, has_pretrained: bool) -> None:
     """Check that a name is one of the kind that the options of a backbone choose.
 
     Raises:
         ValueError: If it is one of another kind.
     """
-    if not is_clip and not _is_cnn(name) and _is_clip(name):  # open_clip is slow to import
+    if not has_pretrained and not _is_cnn(name) and is_clip(name):  # open_clip is slow to import
         raise ValueError(
             f"backbone.name {name} is a CLIP model: give its weights with "
             f"model.backbone.pretrained, and no options of CNNs and ViTs (model.backbone.weights, "
             f"layers, mean, std)"
         )
-    if is_clip and (_is_cnn(name) or _is_timm(name)):
+    if has_pretrained and (_is_cnn(name) or _is_timm(name)):
         kind = "CNN" if _is_cnn(name) else "ViT without texts"
         raise ValueError(
             f"backbone.name {name} is a {kind}: give its weights with model.backbone.weights, its "
@@ -237,7 +238,8 @@ def _is_timm(name: str) -> bool:
     return not _is_cnn(name) and is_vit(name)
 
 
-def _is_clip(name: str) -> bool:
+def is_clip(name: str) -> bool:
+    """Return whether a name is that of a CLIP model: one of open_clip, a JSON file, or demo."""
     from open_clip import list_models
 
     return name == DEMO or name.endswith(".json") or name in list_models()
