@@ -163,6 +163,8 @@ class WeightsRecord(TypedDict):
     file, both that of ``auto`` and that of the model name."""
     positions: NotRequired[str]
     """Interpolation of positional embeddings; absent for the default."""
+    kind: NotRequired[str]
+    """``ViT`` for a ViT without texts; absent for a CNN and a CLIP model."""
 
 
 def variant_of(weights: Mapping[str, object]) -> str:

@@ -171,8 +171,10 @@ def test_published_settings_follow_from_the_category(
     assert (method.has_rotations, method.has_masks) == (True, False)  # no category of MVTec-AD
     monkeypatch.setitem(object_masks.__globals__["MASKED"], "MVTecAD", (NAMES[0],))
     method = fitted_on(backbone, root)
+    assert not method.has_masks  # the published threshold does not belong to this backbone
+    method = fitted_on(backbone, root, mask_threshold=3.0)
     assert method.has_masks
-    assert method.protocol()["object_masks"] == {"threshold": 10.0, "shape": "column"}
+    assert method.protocol()["object_masks"] == {"threshold": 3.0, "shape": "column"}
     informed = fitted_on(backbone, root, rotations="informed", masks="off")
     assert (informed.has_rotations, informed.has_masks) == (False, False)
     assert informed.not_exportable is None

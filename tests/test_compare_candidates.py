@@ -52,6 +52,8 @@ def test_sets_of_weights(tmp_path: Path) -> None:
     [
         (["resnet18"], "--backbones resnet18: expected two or more, such as resnet18"),
         (["resnet18", "resnet18 sigma=2"], "two backbones are named resnet18: give one of them a"),
+        (["test_vit:random", "test_vit:random"], 'label, such as "other=test_vit:random"'),
+        (["resnet18", "resnet19"], "neither torchvision nor timm has such a model; did you mean"),
         (["resnet18", ""], "'' names no backbone: write"),
         (["resnet18", "=demo"], "'=demo' names no backbone: write"),
         (["resnet18", ":random"], "':random' names no backbone: write"),

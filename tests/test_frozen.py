@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from anomaly_clip.backbones import weight_files
 from anomaly_clip.backbones.frozen import FrozenBackbone, fingerprint
+from anomaly_clip.backbones.weight_files import in_one_sentence
 
 
 class Plain(FrozenBackbone):
@@ -105,3 +108,25 @@ def test_no_autocast_inside() -> None:
     values: Tensor = torch.ones(2, 2)
     with torch.autocast("cpu", torch.bfloat16), plain().out_of_autocast():
         assert (values @ values).dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["mean", "std"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, 124.0])
+def test_pixel_statistics_are_those_of_pixels_from_0_to_1(name: str, value: float) -> None:
+    values = {"mean": [0.5] * 3, "std": [0.5] * 3, name: [0.5, value, 0.5]}
+    with pytest.raises(ValueError, match=rf"backbone.{name}, of pixels in \[0, 1\], must be in"):
+        Plain(**values)
+
+
+def test_a_standard_deviation_of_zero_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"backbone.std.* must be in \(0, 10.0\], got 0.0"):
+        Plain([0.5] * 3, [0.5, 0.5, 0.0])
+
+
+def test_exhausted_memory_is_not_blamed_on_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    def explained(error: BaseException) -> str:
+        return "memory is not sufficient"
+
+    monkeypatch.setattr(weight_files, "explain_exhaustion", explained)
+    with pytest.raises(RuntimeError, match="can't allocate"), in_one_sentence("weights"):
+        raise RuntimeError("can't allocate memory")

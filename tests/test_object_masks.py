@@ -118,13 +118,17 @@ def test_the_threshold_belongs_to_one_network(capsys: pytest.CaptureFixture[str]
         return SimpleNamespace(settings=SimpleNamespace(name=name))
 
     for name in ("vit_small_patch14_dinov2", "vit_small_patch14_dinov2.lvd142m"):
-        tell_of_threshold("M", 10.0, backbone(name))
-    tell_of_threshold("M", 2.5, backbone("resnet18"))  # set by the user
+        tell_of_threshold("M", "on", 10.0, backbone(name))
+    tell_of_threshold("M", "on", 2.5, backbone("resnet18"))  # set by the user
     assert capsys.readouterr().err == ""
     for name in ("resnet18", "vit_base_patch14_dinov2", "vit_small_patch14_reg4_dinov2.lvd142m"):
-        tell_of_threshold("M", 10.0, backbone(name))
+        tell_of_threshold("M", "on", 10.0, backbone(name))
         err = " ".join(capsys.readouterr().err.split())
         assert f"with {name}, masks may be wrong" in err
+    tell_of_threshold("M", "off", 10.0, backbone("resnet18"))
+    assert capsys.readouterr().err == ""
+    tell_of_threshold("M", "auto", 10.0, backbone("resnet18"))
+    assert "with resnet18, objects are not masked" in " ".join(capsys.readouterr().err.split())
 
 
 def test_choices_are_checked() -> None:

@@ -58,6 +58,23 @@ def test_settings_that_contradict_each_other(given: Any, message: str) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "timms"),
+    [
+        ("dinov2_vits14", "vit_small_patch14_dinov2"),
+        ("dinov2_vitg14_reg", "vit_giant_patch14_reg4_dinov2"),
+        ("facebook/dinov2-base", "vit_base_patch14_dinov2"),
+        ("facebook/dinov2-with-registers-large", "vit_large_patch14_reg4_dinov2"),
+        ("dinov3_vith16plus", "vit_huge_plus_patch16_dinov3"),
+        ("facebook/dinov3-vits16-pretrain-lvd1689m", "vit_small_patch16_dinov3"),
+        ("dino_vitb8", "vit_base_patch8_224.dino"),
+    ],
+)
+def test_names_of_official_code_and_of_the_model_hub(name: str, timms: str) -> None:
+    with pytest.raises(ValueError, match=rf"timm has such a model; use {timms}$"):
+        settings_of({"name": name})
+
+
 def test_a_file_as_the_name(tmp_path: Path) -> None:
     (tmp_path / "weights.pth").write_bytes(b"x")
     with pytest.raises(ValueError, match=r"is a file: give it as model.backbone.weights"):

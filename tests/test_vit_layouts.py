@@ -177,6 +177,23 @@ def test_files_that_do_not_fit(
     assert str(tmp_path / "weights.pth") in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("of_file", "name", "message"),
+    [
+        ("vit_form_dinov2", "vit_form_reg4", "has no register tokens, but vit_form_reg4 has them"),
+        ("vit_form_reg4", "vit_form_dinov2", "has register tokens, but vit_form_dinov2 has none"),
+    ],
+)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_files_with_and_without_registers(
+    of_file: str, name: str, message: str, layout: str, tmp_path: Path
+) -> None:
+    state = LAYOUTS[layout](of_file, model_of(of_file).state_dict())
+    torch.save(state, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match=message):
+        ViTBackbone(name, str(tmp_path / "weights.pth"))
+
+
 def test_biases_that_the_model_lacks(tmp_path: Path) -> None:
     with_biases = vit_forms.to_hub_dinov3(model_of("vit_form_dinov3_qkvb").state_dict())
     torch.save(with_biases, tmp_path / "weights.pth")

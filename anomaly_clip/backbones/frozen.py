@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from anomaly_clip.backbones.weight_settings import MAX_PIXEL
+from anomaly_clip.errors import check_between
 from anomaly_clip.records import WeightsRecord
 
 if TYPE_CHECKING:
@@ -33,11 +35,11 @@ class FrozenBackbone(nn.Module, ABC):
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        self.register_buffer("mean", _channel_values(mean), persistent=False)
-        self.register_buffer("std", _channel_values(std), persistent=False)
+        self.register_buffer("mean", _pixels("mean", mean), persistent=False)
+        self.register_buffer("std", _pixels("std", std), persistent=False)
         # A black and a white pixel after normalisation; numbers, so that no check waits for a GPU.
-        self._black = min((0 - m) / (s or 1) for m, s in zip(mean, std, strict=True))
-        self._white = max((1 - m) / (s or 1) for m, s in zip(mean, std, strict=True))
+        self._black = min((0 - m) / s for m, s in zip(mean, std, strict=True))
+        self._white = max((1 - m) / s for m, s in zip(mean, std, strict=True))
         self._has_checked = False
 
     @property
@@ -141,10 +143,20 @@ class FrozenBackbone(nn.Module, ABC):
         return images.to(next(self.tower.parameters()).dtype)
 
 
-def _channel_values(values: Sequence[float]) -> Tensor:
+def _pixels(name: str, values: Sequence[float]) -> Tensor:
+    """Return the mean or standard deviation of pixels as ``(1, 3, 1, 1)``.
+
+    Raises:
+        ValueError: If there are not three values, or they are not those of pixels in [0, 1].
+    """
     if len(values) != 3:
         raise ValueError(
             f"backbone.mean and backbone.std must have 3 values, one per colour, got {list(values)}"
+        )
+    low = 0 if name == "std" else -MAX_PIXEL
+    for value in values:
+        check_between(
+            f"backbone.{name}, of pixels in [0, 1],", value, low, MAX_PIXEL, open_low=True
         )
     return torch.tensor(list(values), dtype=torch.float32).reshape(1, -1, 1, 1)
 

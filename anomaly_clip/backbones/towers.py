@@ -6,6 +6,7 @@ chosen by its option ``pretrained``, which the other two do not have.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ __all__ = [
     "AnyBackbone",
     "AnySettings",
     "BackboneSettings",
+    "is_clip",
     "settings_of",
     "tower_of",
 ]
@@ -55,6 +57,12 @@ class BackboneSettings:
     std: list[float] | None = None
 
 
+SIZES = {"s": "small", "b": "base", "l": "large", "g": "giant", "h": "huge"}
+OFFICIAL_NAME = re.compile(
+    r"(dino|dinov2|dinov3)[-_](with[-_]registers[-_])?"
+    r"(?:vit)?(small|base|large|giant|[sblgh](?=\d))(\d*)(plus)?([-_]reg)?"
+)
+"""Names such as dinov2_vits14_reg (torch hub) and dinov2-with-registers-small (model hub)."""
 DEFAULT_NAMES = (BackboneSettings.name, ViTSettings.name, CLIPSettings.name)
 AnySettings = BackboneSettings | CLIPSettings | CNNSettings | ViTSettings
 AnyBackbone = CLIPBackbone | CNNBackbone | ViTBackbone
@@ -105,19 +113,19 @@ def _from_mapping(given: Any) -> CLIPSettings | BackboneSettings:
     return CLIPSettings(**from_checkpoint(given)) if is_clip else BackboneSettings(**given)
 
 
-def _check_name(name: str, is_clip: bool) -> None:
+def _check_name(name: str, has_pretrained: bool) -> None:
     """Check that a name is one of the kind that the options of a backbone choose.
 
     Raises:
         ValueError: If it is one of another kind.
     """
-    if not is_clip and not _is_cnn(name) and _is_clip(name):  # open_clip is slow to import
+    if not has_pretrained and not _is_cnn(name) and is_clip(name):  # open_clip is slow to import
         raise ValueError(
             f"backbone.name {name} is a CLIP model: give its weights with "
             f"model.backbone.pretrained, and no options of CNNs and ViTs (model.backbone.weights, "
             f"layers, mean, std)"
         )
-    if is_clip and (_is_cnn(name) or _is_timm(name)):
+    if has_pretrained and (_is_cnn(name) or _is_timm(name)):
         kind = "CNN" if _is_cnn(name) else "ViT without texts"
         raise ValueError(
             f"backbone.name {name} is a {kind}: give its weights with model.backbone.weights, its "
@@ -193,8 +201,27 @@ def _check_exists(name: str) -> None:
             f"its architecture as model.backbone.name"
         )
     typed = name.replace("\\", "/").rpartition("/")[2].partition(".")[0].lower()
-    hint = suggest(typed, {*_cnns(), *vit_names()}) or "use resnet18, for example"
+    official = _name_in_timm(typed)
+    hint = f"use {official}" if official else suggest(typed, {*_cnns(), *vit_names()})
+    hint = hint or "use resnet18, for example"
     raise ValueError(f"backbone.name {name}: neither torchvision nor timm has such a model; {hint}")
+
+
+def _name_in_timm(name: str) -> str | None:
+    """Return timm's name of a DINO that official code or the model hub calls otherwise, if any."""
+    parts = OFFICIAL_NAME.match(name)
+    if parts is None:
+        return None
+    family, registers, size, patch, plus, more = parts.groups()
+    size = SIZES[size[0]] + ("_plus" if plus else "")
+    if family == "dinov2":
+        name = f"vit_{size}_patch14_{'reg4_' if registers or more else ''}dinov2"
+    else:
+        rest = "_dinov3" if family == "dinov3" else "_224"
+        name = f"vit_{size}_patch{patch or 16}{rest}"
+    if not is_vit(name):
+        return None
+    return name if family != "dino" else f"{name}.dino"
 
 
 def _cnns() -> list[str]:
@@ -211,7 +238,8 @@ def _is_timm(name: str) -> bool:
     return not _is_cnn(name) and is_vit(name)
 
 
-def _is_clip(name: str) -> bool:
+def is_clip(name: str) -> bool:
+    """Return whether a name is that of a CLIP model: one of open_clip, a JSON file, or demo."""
     from open_clip import list_models
 
     return name == DEMO or name.endswith(".json") or name in list_models()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from anomaly_clip.backbones.clip import Tokens
 from anomaly_clip.backbones.frozen import FrozenBackbone, check_settings
-from anomaly_clip.records import RANDOM
+from anomaly_clip.records import RANDOM, WeightsRecord
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
@@ -111,6 +111,13 @@ class ViTBackbone(FrozenBackbone):
     def is_random(self) -> bool:
         """True if the weights are untrained and the metrics therefore mean nothing."""
         return self.settings.weights == RANDOM
+
+    @property
+    def weights(self) -> WeightsRecord:
+        """Record of the weights, and of the kind of backbone."""
+        record = super().weights
+        record["kind"] = "ViT"
+        return record
 
     @property
     def network(self) -> nn.Module:

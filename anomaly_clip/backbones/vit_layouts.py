@@ -33,6 +33,8 @@ UNUSED = (
 NOT_FLOATING = ("relative_position_index", "num_batches_tracked", "bias_mask")
 """Ends of the names of tensors that are counters, indices or masks."""
 PATCHES = "patch_embed.proj.weight"
+REGISTERS = ("reg_token", "register_tokens", "storage_tokens")
+"""Names of the register tokens in timm and in the official code of DINOv2 and of DINOv3."""
 ANCHORS = (
     *(PATCHES, "embeddings.patch_embeddings.projection.weight"),
     "embeddings.patch_embeddings.weight",
@@ -185,10 +187,10 @@ def _without_zero_biases(
 def _check_patches(
     state: Mapping[str, Tensor], model: nn.Module, architecture: str, source: str
 ) -> None:
-    """Check the size of patches, which timm would otherwise interpolate.
+    """Check the size of patches, which timm would otherwise interpolate, and the register tokens.
 
     Raises:
-        ValueError: If it is another one than the model's.
+        ValueError: If one of the two is not that of the model.
     """
     given = state.get(PATCHES)
     if given is None or given.ndim != 4 or "flexi" in architecture:
@@ -198,6 +200,13 @@ def _check_patches(
         raise ValueError(
             f"{source} has patches of {given.shape[-1]} pixels, not {expected.shape[-1]}; give "
             f"weights of {architecture}, or set backbone.name to the model that they belong to"
+        )
+    has_registers = not state.keys().isdisjoint(REGISTERS)
+    if has_registers != (getattr(model, "reg_token", None) is not None):
+        raise ValueError(
+            f"{source} has {'' if has_registers else 'no '}register tokens, but {architecture} has "
+            f"{'none' if has_registers else 'them'}; give weights of {architecture}, or set "
+            f"backbone.name to the model that they belong to"
         )
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from anomaly_clip.backbones.torchscript import ArchiveError, is_archive, read_archive
 from anomaly_clip.errors import reason
+from anomaly_clip.exhaustion import explain_exhaustion
 
 __all__ = [
     "BARE",
@@ -174,14 +175,16 @@ def in_one_sentence(subject: str) -> Iterator[None]:
         subject: Option and value that the code in the block reads.
 
     Raises:
-        ValueError: If the block raises anything but ValueError, FileNotFoundError or MemoryError,
-            which pass unchanged.
+        ValueError: If the block raises anything but ValueError, FileNotFoundError, or an error of
+            exhausted memory, which pass unchanged.
     """
     try:
         yield
     except (ValueError, FileNotFoundError, MemoryError):
         raise
     except Exception as error:  # pathlib, torch and open_clip raise many types
+        if explain_exhaustion(error) is not None:
+            raise
         text = _clean(reason(error)).rstrip(".:; ")
         raise ValueError(
             f"{subject}: the weights cannot be loaded ({type(error).__name__}: {text}); give other "

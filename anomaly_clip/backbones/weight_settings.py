@@ -17,6 +17,7 @@ from anomaly_clip.documents import load_json
 from anomaly_clip.errors import reason
 
 __all__ = [
+    "MAX_PIXEL",
     "WeightsSettings",
     "check_sizes",
     "pixels_next_to",

@@ -209,7 +209,7 @@ def _check_timm_options(name: str, quick_gelu: str, positions: str) -> None:
     if positions != "bicubic_antialias":
         raise ValueError(
             f"backbone.positions {positions}: the image tower of {name} is timm's, which "
-            f"interpolates positions as bicubic_antialias; leave backbone.positions out"
+            f"interpolates positions as bicubic_antialias; set backbone.positions to that"
         )
 
 

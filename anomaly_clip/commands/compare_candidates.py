@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from anomaly_clip.backbones.cnn import IMAGENET, CNNSettings
-from anomaly_clip.backbones.towers import BackboneSettings, settings_of
+from anomaly_clip.backbones.towers import BackboneSettings, is_clip, settings_of
 from anomaly_clip.backbones.vit import AUTO
 from anomaly_clip.errors import UserError
 from anomaly_clip.files import safe_name
@@ -64,9 +64,10 @@ def backbones(words: Sequence[str]) -> list[Candidate]:
             f"compare --backbones {' '.join(words)}: expected two or more, such as {EXAMPLE}"
         )
     if name := _duplicate(listed):
+        word = [candidate.word for candidate in listed if candidate.label == name][-1]
         raise UserError(
             f"compare --backbones: two backbones are named {name}: give one of them a label, such "
-            f"as other={name}"
+            f'as "other={word.partition("=")[2]}"'
         )
     return listed
 
@@ -109,12 +110,13 @@ def _weights(name: str, weights: str) -> list[str]:
     """Return the option for the weights of a backbone.
 
     Raises:
-        UserError: If a CLIP model has no weights.
+        UserError: If there is no such backbone, or a CLIP model has no weights.
     """
     try:
         is_cnn = isinstance(settings_of(BackboneSettings(name)), CNNSettings)
-    except ValueError:  # a CLIP model
-        pass
+    except ValueError as error:
+        if not weights and not is_clip(name):
+            raise UserError(f"compare --backbones: {error}") from None
     else:
         return [WEIGHTS, weights or (IMAGENET if is_cnn else AUTO)]
     if not weights and name != DEMO:

@@ -24,6 +24,7 @@ from anomaly_clip.methods.object_masks import (
     MaskShape,
     Switch,
     check_masks,
+    fits_threshold,
     has_masks,
     object_masks,
     tell_of_threshold,
@@ -62,7 +63,8 @@ class AnomalyDINO(FittedMethod):
             published "agnostic" setting, for all objects of MVTec-AD and VisA, elsewhere not.
             informed: only for hazelnut and screw of MVTec-AD.
         masks: Whether patches outside the object have distance 0. auto: as published, for VisA and
-            five categories of MVTec-AD; elsewhere not.
+            five categories of MVTec-AD; elsewhere not, nor with a backbone that mask_threshold does
+            not belong to.
         mask_threshold: Value of the first principal component above which a patch belongs to the
             object. The default belongs to DINOv2-S and to no other backbone.
         mask_shape: Arrangement of the patches whose mask is dilated and closed. column: one below
@@ -115,7 +117,9 @@ class AnomalyDINO(FittedMethod):
     @property
     def has_masks(self) -> bool:
         """True if patches outside the object have distance 0."""
-        return self.is_published_with_masks if self.masks == "auto" else self.masks == "on"
+        fits = fits_threshold(self.mask_threshold, self.backbone)
+        published = self.is_published_with_masks and fits
+        return published if self.masks == "auto" else self.masks == "on"
 
     @property
     def not_exportable(self) -> str | None:  # type: ignore[override]
@@ -200,8 +204,8 @@ class AnomalyDINO(FittedMethod):
 
     def prepare(self, categories: list[str]) -> None:
         """Log a line if the threshold of the masks is not of this backbone."""
-        if self.has_masks:
-            tell_of_threshold("AnomalyDINO", self.mask_threshold, self.backbone)
+        if self.masks == "on" or self.is_published_with_masks:
+            tell_of_threshold("AnomalyDINO", self.masks, self.mask_threshold, self.backbone)
 
     @torch.no_grad()
     def score(self, images: Tensor, categories: list[str]) -> Scores:

@@ -23,6 +23,7 @@ from anomaly_clip.methods.object_masks import (
     MaskShape,
     Switch,
     check_masks,
+    fits_threshold,
     has_masks,
     object_masks,
     tell_of_threshold,
@@ -83,7 +84,8 @@ class BatchedAnomalyDINO(BatchedFeatureMethod):
 
     def masks_category(self, name: str) -> bool:
         """Return whether patches outside the object have distance 0."""
-        return has_masks(self.masks, self.dataset_name, name)
+        fits = self.masks == "on" or fits_threshold(self.mask_threshold, self.backbone)
+        return fits and has_masks(self.masks, self.dataset_name, name)
 
     def protocol(self) -> dict[str, Any]:
         """Return the settings of the distances and of the masks."""
@@ -97,8 +99,8 @@ class BatchedAnomalyDINO(BatchedFeatureMethod):
 
     def prepare(self, categories: list[str]) -> None:
         """Log a line if the threshold of the masks is not of this backbone."""
-        if any(map(self.masks_category, categories)):
-            tell_of_threshold("BatchedAnomalyDINO", self.mask_threshold, self.backbone)
+        if any(has_masks(self.masks, self.dataset_name, name) for name in categories):
+            tell_of_threshold("BatchedAnomalyDINO", self.masks, self.mask_threshold, self.backbone)
 
     def embed(self, images: Tensor) -> Tensor:
         """Return the features ``(B, N, C)`` of all patches."""

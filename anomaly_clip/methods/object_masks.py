@@ -17,6 +17,7 @@ __all__ = [
     "MaskShape",
     "Switch",
     "check_masks",
+    "fits_threshold",
     "grid_object_mask",
     "has_masks",
     "object_masks",
@@ -40,7 +41,8 @@ def has_masks(masks: Switch, dataset: str | None, category: str) -> bool:
     """Return whether patches outside the object have distance 0.
 
     Args:
-        masks: on, off, or auto: as published, in VisA and in five categories of MVTec-AD.
+        masks: on, off, or auto: as published, in VisA and in five categories of MVTec-AD; see
+            also :func:`fits_threshold`.
         dataset: Name of the data set; None if unknown.
         category: The category.
     """
@@ -60,14 +62,29 @@ def check_masks(masks: str, mask_shape: str) -> None:
     check_choice("model.mask_shape", mask_shape, ("column", "grid"))
 
 
-def tell_of_threshold(method: str, threshold: float, backbone: AnyBackbone) -> None:
-    """Log a line if the published threshold is used with features that it does not belong to."""
+def fits_threshold(threshold: float, backbone: AnyBackbone) -> bool:
+    """Return whether a threshold belongs to the features of a backbone, or was chosen for them."""
+    return threshold != THRESHOLD or backbone.settings.name.partition(".")[0] == THRESHOLD_OF
+
+
+def tell_of_threshold(method: str, masks: Switch, threshold: float, backbone: AnyBackbone) -> None:
+    """Log a line about masks if the published threshold does not belong to the backbone.
+
+    Args:
+        method: Name of the method, for the message.
+        masks: on: masks are used anyway; auto: the category is published with masks, which are
+            left out.
+        threshold: The threshold.
+        backbone: The backbone.
+    """
+    if masks == "off" or fits_threshold(threshold, backbone):
+        return
     name = backbone.settings.name
-    if threshold == THRESHOLD and name.partition(".")[0] != THRESHOLD_OF:
-        say(
-            f"{method}: model.mask_threshold {threshold:g} belongs to {THRESHOLD_OF}; with {name}, "
-            f"masks may be wrong: choose another threshold, or set model.masks to off"
-        )
+    effect = "masks may be wrong" if masks == "on" else "objects are not masked"
+    say(
+        f"{method}: model.mask_threshold {threshold:g} belongs to {THRESHOLD_OF}; with {name}, "
+        f"{effect}: choose another threshold, or set model.masks to off"
+    )
 
 
 def object_masks(tokens: Tensor, threshold: float, shape: MaskShape) -> Tensor:

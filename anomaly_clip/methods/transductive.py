@@ -194,6 +194,7 @@ class BatchedFeatureMethod(TransductiveMethod, ABC):
         evaluator: Settings of the metrics.
     """
 
+    any_tower: ClassVar[bool] = True
     stages: ClassVar[tuple[str, ...]]
     """Default layers, as for :class:`~anomaly_clip.methods.feature_method.FeatureMethod`."""
     backbone: AnyBackbone

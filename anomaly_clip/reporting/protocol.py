@@ -117,6 +117,7 @@ ITEMS = (
     Item("method", "trained layers or prompts from elsewhere", "protocol.borrowed"),
     Item("method", "trained layers or prompts that the fit started from", "protocol.started_from"),
     Item("weights", "backbone", "weights.backbone"),
+    Item("weights", "kind of backbone", "weights.kind"),
     Item("weights", "weights", "weights.pretrained"),
     Item("weights", "activation", "weights.activation"),
     Item("weights", "interpolation of positional embeddings", "weights.positions"),
@@ -154,7 +155,7 @@ CNN_METHODS = (
 )
 """Methods whose backbones have neither of the `DEFAULTS`."""
 OPTIONAL = (
-    *("protocol.one_model_a_category", "protocol.started_from", "failed"),
+    *("protocol.one_model_a_category", "protocol.started_from", "failed", "weights.kind"),
     *(f"protocol.{key}" for key in (*TRANSDUCTIVE_ITEMS, *PATCH_ITEMS)),
 )
 """Paths of items that are absent where they do not apply."""
@@ -226,7 +227,7 @@ def _items(run: FinishedRun) -> dict[tuple[str, str], str]:
                     name = f"normal and anomalous test images, {printable(category)}"
                     texts[item.section, name] = _counts_text(_counts(run, [category]))
             continue
-        is_optional = item.path in OPTIONAL or (item.path in DEFAULTS and _is_on_cnn(run))
+        is_optional = item.path in OPTIONAL or (item.path in DEFAULTS and _has_no_texts(run))
         if is_optional and not _is_recorded(run, item.path):
             continue
         if item.path.startswith(OF_PIXELS) and not _has_pixel_metrics(run):
@@ -286,11 +287,12 @@ def _trained_categories(run: FinishedRun) -> str:
     return tested if value == "same" else f"all but {tested}"
 
 
-def _is_on_cnn(run: FinishedRun) -> bool:
-    """Return whether the backbone is a CNN, whose layers have names in place of numbers."""
+def _has_no_texts(run: FinishedRun) -> bool:
+    """Return whether the backbone is a ViT, or a CNN, whose layers have names."""
     layers = run.protocol.get("layers")
     named = isinstance(layers, list) and any(isinstance(layer, str) for layer in layers)
-    return named or run.method in CNN_METHODS
+    is_vit = mapping(run.record.get("weights")).get("kind") == "ViT"
+    return named or is_vit or run.method in CNN_METHODS
 
 
 def _has_pixel_metrics(run: FinishedRun) -> bool:
