@@ -5,10 +5,11 @@
 
 - ``cost``: processor time of scoring one image, as a multiple of the plain forward pass of the
   backbone up to the last layer of the method, in the same run. The weights are random; PatchCore,
-  PaDiM, SubspaceAD and AnomalyDINO are fitted on 16 random images.
-- ``tiles``: photographs of magnetic tiles (DIR, in MVTec-AD's layout). PatchCore, PaDiM, SubspaceAD
-  and AnomalyDINO are fitted on 150 normal images, drawn with seed 0, and MuSc compares the test
-  images; ``4 shots`` is the mean of the seeds 0 to 2. Rows with random weights are the control.
+  PaDiM, SubspaceAD and AnomalyDINO are fitted on 4 random images.
+- ``tiles``: photographs of magnetic tiles (DIR, in MVTec-AD's layout). PatchCore, which keeps 1 %
+  of the patches here, PaDiM, SubspaceAD and AnomalyDINO are fitted on 150 normal images, drawn with
+  seed 0; ``4 shots`` is the mean of the seeds 0 to 2. Random weights are the control.
+  MuSc on the same photographs: musc_tiles.py.
 
 ``--folder`` keeps the rows, so that an interrupted run continues. There is no bound.
 """
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +37,18 @@ from anomaly_clip.backbones.clip import CLIPSettings
 from anomaly_clip.backbones.cnn import CNNBackbone
 from anomaly_clip.backbones.towers import AnyBackbone, BackboneSettings
 from anomaly_clip.data import MagneticTile
-from anomaly_clip.methods import AnomalyDINO, MuSc, PaDiM, PatchCore, SubspaceAD
+from anomaly_clip.methods import AnomalyDINO, PaDiM, PatchCore, SubspaceAD
 from anomaly_clip.methods.feature_method import FittedMethod
 
 PARTS = ("cost", "tiles")
-FITTED, SHOTS, SEEDS = 16, 4, (0, 1, 2)
+FITTED, SHOTS, SEEDS, CORESET = 4, 4, (0, 1, 2), 0.01
 TOWERS: Mapping[str, tuple[BackboneSettings | CLIPSettings, int]] = {
     "ResNet-18, 224 px": (BackboneSettings("resnet18", "random"), 224),
     "ViT-S/14, 224 px": (BackboneSettings("vit_small_patch14_dinov2", "random"), 224),
     "ViT-S/14, 448 px": (BackboneSettings("vit_small_patch14_dinov2", "random"), 448),
     "CLIP ViT-B/16, 224 px": (CLIPSettings("ViT-B-16", "random"), 224),
 }
-METHODS = {
+METHODS: Mapping[str, Any] = {
     "PatchCore": PatchCore,
     "PaDiM": PaDiM,
     "SubspaceAD": SubspaceAD,
@@ -57,16 +59,16 @@ SQUEEZENET_LAYERS: Mapping[str, list[str]] = {
     "PaDiM": ["features.4", "features.7", "features.10"],
     "SubspaceAD": ["features.10"],
     "AnomalyDINO": ["features.10"],
-    "MuSc": ["features.7"],
 }
 DEMO_LAYERS: Mapping[str, list[int]] = {
     "PatchCore": [4, 6],
     "PaDiM": [2, 4, 6],
     "SubspaceAD": [5, 6],
     "AnomalyDINO": [8],
-    "MuSc": [2, 4, 6, 8],
 }
 """Blocks of the demo CLIP, which has eight: those that a method has by default, or similar ones."""
+FEW_SHOT = ("SubspaceAD", "AnomalyDINO")
+"""Methods that are also fitted on four images, and on random weights."""
 DEMO_SIZE, SQUEEZENET_SIZE = 160, 224
 
 
@@ -116,8 +118,8 @@ def cost_of(name: str, rounds: int) -> dict[str, float]:
         with torch.enable_grad():
             fitted(method, images)
         tasks: dict[str, Callable[[], object]] = {
-            "plain": lambda m=method: plain(m.backbone, m.layers, images[:1]),  # type: ignore[misc]
-            "method": lambda m=method: m.score(images[:1], ["any"]),  # type: ignore[misc]
+            "plain": partial(plain, method.backbone, method.layers, images[:1]),
+            "method": partial(method.score, images[:1], ["any"]),
         }
         seconds = fastest(rounds, tasks)
         ratios[label] = round(seconds["method"] / seconds["plain"], 2)
@@ -127,7 +129,7 @@ def cost_of(name: str, rounds: int) -> dict[str, float]:
 
 def cost(rounds: int, keep: Callable[[str, Callable[[], Any]], Any]) -> dict[str, Any]:
     """Return the cost of all methods on all backbones."""
-    return {name: keep(f"cost {name}", lambda n=name: cost_of(n, rounds)) for name in TOWERS}  # type: ignore[misc]
+    return {name: keep(f"cost {name}", partial(cost_of, name, rounds)) for name in TOWERS}
 
 
 # -- photographs -----------------------------------------------------------------------------------
@@ -138,8 +140,7 @@ def rows(squeezenet: str) -> Iterator[tuple[str, str, Any, int, list[Any]]]:
     for weights, label in ((squeezenet, "ImageNet"), ("random", "random weights")):
         for method, layers in SQUEEZENET_LAYERS.items():
             settings = BackboneSettings("squeezenet1_1", weights)
-            size = 384 if method == "MuSc" else SQUEEZENET_SIZE
-            yield f"SqueezeNet, {label}: {method}", method, settings, size, layers
+            yield f"SqueezeNet, {label}: {method}", method, settings, SQUEEZENET_SIZE, layers
     for weights, label in (("demo", "demo"), ("random", "random weights")):
         for method, blocks in DEMO_LAYERS.items():
             clip = CLIPSettings("demo", weights)
@@ -152,12 +153,10 @@ def tested(
     """Fit, if the method is fitted, and test; return metrics."""
     torch.manual_seed(0)  # of random weights
     data = MagneticTile(root=root, image_size=size, mask_size=MASKS, batch_size=BATCH, **shots)
-    if method == "MuSc":
-        grid = {"grid": 15, "r_list": [1], "k_list": [0]} if isinstance(layers[0], str) else {}
-        values = evaluated(MuSc(settings, layers, image_size=size, **grid), data)  # type: ignore[arg-type]
-    else:
-        kind: Any = METHODS[method]
-        values = evaluated(kind(settings, image_size=size, layers=layers), data, True)
+    options = {"coreset": CORESET} if method == "PatchCore" else {}
+    values = evaluated(
+        METHODS[method](settings, image_size=size, layers=layers, **options), data, True
+    )
     return {name: values["all"][name] for name in METRICS}
 
 
@@ -167,16 +166,17 @@ def tiles(
     """Return metrics of all rows, and of four shots."""
     result = {}
     for name, method, settings, size, layers in rows(squeezenet):
+        if method not in FEW_SHOT and "random" in name:
+            continue
         row = (root, method, settings, size, layers)
-        shots = {} if method == "MuSc" else {"shots": NUM_FITTED, "seed": 0}
-        result[name] = keep(name, lambda r=row, s=shots: tested(*r, **s))  # type: ignore[misc]
+        result[name] = keep(name, partial(tested, *row, shots=NUM_FITTED, seed=0))
     for name, method, settings, size, layers in rows(squeezenet):
-        if method not in ("SubspaceAD", "AnomalyDINO") or "random" in name:
+        if method not in FEW_SHOT or "random" in name:
             continue
         row = (root, method, settings, size, layers)
         parts = [
-            keep(f"{name}, 4 shots, seed {s}", lambda r=row, s=s: tested(*r, shots=SHOTS, seed=s))  # type: ignore[misc]
-            for s in SEEDS
+            keep(f"{name}, 4 shots, seed {seed}", partial(tested, *row, shots=SHOTS, seed=seed))
+            for seed in SEEDS
         ]
         means = {key: round(sum(p[key] for p in parts) / len(parts), 4) for key in METRICS}
         result[f"{name}, 4 shots"] = {**means, "seeds": parts}
@@ -195,7 +195,11 @@ def main() -> int:
     options = arguments.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(options.threads)
-    values: dict[str, Any] = {"rounds": options.rounds, "fitted_images": NUM_FITTED}
+    values: dict[str, Any] = {
+        "rounds": options.rounds,
+        "fitted_images": NUM_FITTED,
+        "coreset": CORESET,
+    }
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.folder or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)

@@ -140,7 +140,7 @@ def rows() -> dict[str, tuple[type[Any], dict[str, Any]]]:
 
 
 def _general(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    special = {"backbone", "layers", "image_size", "text"}
+    special = {"backbone", "layers", "image_size"}
     return {name: value for name, value in arguments.items() if name not in special}
 
 
