@@ -26,7 +26,7 @@ def answers(line: str) -> list[str]:
         ("anomaly_clip test --config patch", ["patchcore", "patchcore_wide"]),
         ("anomaly_clip configs data/vis", ["data/visa"]),
         ("anomaly_clip test --model Pa", ["PaDiM", "PatchCore"]),
-        ("anomaly_clip fit --model A", ["APRILGAN", "AnomalyCLIP"]),
+        ("anomaly_clip fit --model A", ["APRILGAN", "AnomalyCLIP", "AnomalyDINO"]),
         ("anomaly_clip check --data Vi", ["VisA"]),
         ("anomaly_clip test --model.help SDP", ["SDP", "SDPPlus"]),
         ("anomaly_clip test --config sdp --model.sig", ["--model.sigma"]),

@@ -40,6 +40,11 @@ class Done(NamedTuple):
     """Standard error of all processes."""
 
 
+# After torch.export, the first backward pass of a process starts threads, which forked processes
+# lack. A backward pass before starts none, once and for all.
+torch.zeros(1, requires_grad=True).sum().backward()
+
+
 def can_fork() -> bool:
     """Return whether this system can fork processes."""
     return hasattr(os, "fork")
