@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from anomaly_clip.backbones import weight_files
+from anomaly_clip.backbones.cnn import CNNBackbone
 from anomaly_clip.backbones.frozen import FrozenBackbone, fingerprint
 from anomaly_clip.backbones.weight_files import in_one_sentence
 
@@ -102,6 +104,9 @@ def test_the_fingerprint_covers_values_names_types_and_activations() -> None:
 def test_a_mean_has_one_value_per_colour() -> None:
     with pytest.raises(ValueError, match=r"3 values, one per colour, got \[0\.5\]"):
         Plain([0.5], [1.0, 1.0, 1.0])
+    settings: Any = {"name": "resnet18", "weights": "random", "mean": None}
+    with pytest.raises(ValueError, match="3 values, one per colour, got None"):
+        CNNBackbone(**settings, layers=["layer1"])
 
 
 def test_no_autocast_inside() -> None:

@@ -143,15 +143,16 @@ class FrozenBackbone(nn.Module, ABC):
         return images.to(next(self.tower.parameters()).dtype)
 
 
-def _pixels(name: str, values: Sequence[float]) -> Tensor:
+def _pixels(name: str, values: Sequence[float] | None) -> Tensor:
     """Return the mean or standard deviation of pixels as ``(1, 3, 1, 1)``.
 
     Raises:
         ValueError: If there are not three values, or they are not those of pixels in [0, 1].
     """
-    if len(values) != 3:
+    if values is None or len(values) != 3:  # settings of a CNN may be null in a file
+        given = values if values is None else list(values)
         raise ValueError(
-            f"backbone.mean and backbone.std must have 3 values, one per colour, got {list(values)}"
+            f"backbone.mean and backbone.std must have 3 values, one per colour, got {given}"
         )
     low = 0 if name == "std" else -MAX_PIXEL
     for value in values:
