@@ -350,7 +350,10 @@ def test_the_plan_of_backbones(root: Path, capsys: pytest.CaptureFixture[str]) -
     [
         (["vit=test_vit:random", "demo layers=[99]"], "expected ascending numbers between 1 and"),
         (["vit=test_vit:none.pt", "demo"], "none.pt"),
-        (["resnet18:random", "no_such_model:random"], "no_such_model: torchvision has no such"),
+        (
+            ["resnet18:random", "no_such_model:random"],
+            "no_such_model: neither torchvision nor timm",
+        ),
         (["resnet18:random", "demo sigmma=3"], "PaDiM has no such option: did you mean sigma?"),
     ],
 )

@@ -115,7 +115,7 @@ def _weights(name: str, weights: str) -> list[str]:
     try:
         is_cnn = isinstance(settings_of(BackboneSettings(name)), CNNSettings)
     except ValueError as error:
-        if not weights and not is_clip(name):
+        if not is_clip(name):
             raise UserError(f"compare --backbones: {error}") from None
     else:
         return [WEIGHTS, weights or (IMAGENET if is_cnn else AUTO)]
