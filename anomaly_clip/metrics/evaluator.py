@@ -19,10 +19,12 @@ from anomaly_clip.metrics.curves import Curves, image_curves
 from anomaly_clip.metrics.image import auroc, average_precision, bootstrap_auroc, f1_max
 from anomaly_clip.metrics.pixel import (
     PIXEL_METRICS,
+    Defects,
     PixelHistogram,
     PixelRanking,
     PixelResult,
     concatenated,
+    defects_of,
     gather_any,
 )
 from anomaly_clip.metrics.pro import check_pro_options
@@ -199,10 +201,16 @@ class Evaluator(Metric):
         Raises:
             ValueError: If a score is not finite, a category is unknown, or shapes differ.
         """
+        has_pixels = "anomaly_map" in scores and "mask" in batch
+        defects = None
+        if has_pixels and scores["anomaly_map"].device.type != "cpu":
+            # Before the scores are read: the device may still be computing them.
+            defects = defects_of(batch["mask"])
         image_score = scores["image_score"].detach().float()
         num_images = len(batch["path"])
         parts = scores.get("score_parts", image_score.new_zeros(num_images, 0)).detach().float()
-        self._check_finite(torch.cat([image_score[:, None], parts], dim=1), batch)
+        values = torch.cat([image_score[:, None], parts], dim=1).cpu()
+        self._check_finite(values, batch)
         unknown = sorted(set(batch["category"]) - set(self.categories))
         if unknown:
             raise ValueError(
@@ -211,15 +219,22 @@ class Evaluator(Metric):
         numbers = [self.categories.index(name) for name in batch["category"]]
         rows = torch.tensor(numbers, dtype=torch.int64)
         index = batch["index"].cpu()
-        if "anomaly_map" in scores and "mask" in batch:
-            self._count_pixels(scores["anomaly_map"].detach(), batch, index, rows)
+        if has_pixels:
+            self._count_pixels(scores["anomaly_map"].detach(), batch, index, rows, defects)
         self.index.append(index)
         self.row.append(rows)
         self.label.append(batch["label"].cpu())
-        self.score.append(image_score.cpu())
-        self.parts.append(parts.cpu())
+        self.score.append(values[:, 0])
+        self.parts.append(values[:, 1:])
 
-    def _count_pixels(self, maps: Tensor, batch: Batch, index: Tensor, rows: Tensor) -> None:
+    def _count_pixels(
+        self,
+        maps: Tensor,
+        batch: Batch,
+        index: Tensor,
+        rows: Tensor,
+        defects: list[Defects] | None,
+    ) -> None:
         masks = batch["mask"]
         if maps.shape != masks.shape:
             raise ValueError(
@@ -233,10 +248,10 @@ class Evaluator(Metric):
                 fresh.append(place)
         chosen = torch.tensor(fresh, dtype=torch.int64)
         if len(fresh) < len(index):
-            on_device = chosen.to(maps.device)
-            maps, masks = maps[on_device], masks[on_device]
+            maps, masks = (part[chosen.to(part.device)] for part in (maps, masks))
+            defects = None if defects is None else [defects[place] for place in fresh]
         names = [batch["path"][place] for place in fresh]
-        self.pixels.update(maps, masks, rows[chosen], names)
+        self.pixels.update(maps, masks, rows[chosen], names, defects)
         self.pixel_index.append(index[chosen])
         self._seen = seen
 

@@ -60,10 +60,12 @@ from anomaly_clip.progress import track
 __all__ = [
     "PIXEL_METRICS",
     "Bounds",
+    "Defects",
     "PixelHistogram",
     "PixelRanking",
     "PixelResult",
     "concatenated",
+    "defects_of",
     "gather_any",
 ]
 
@@ -93,6 +95,15 @@ class PixelResult(NamedTuple):
     """Certified bounds; empty if the metrics are exact."""
     curves: Curves = MappingProxyType({})
     """Curves of the metrics; empty if undefined."""
+
+
+class Defects(NamedTuple):
+    """The anomalous pixels of a mask, on the CPU."""
+
+    places: NDArray[np.int64]
+    """Places ``(d,)`` in the flattened mask."""
+    weights: NDArray[np.float64]
+    """One over the size of the region of each pixel, ``(d,)``."""
 
 
 class PixelHistogram(Metric):
@@ -202,6 +213,7 @@ class PixelHistogram(Metric):
         masks: Tensor,
         rows: Tensor | None = None,
         names: Sequence[str] | None = None,
+        defects: Sequence[Defects] | None = None,
     ) -> None:
         """Add images.
 
@@ -211,6 +223,7 @@ class PixelHistogram(Metric):
             masks: bool ``(B, h, w)``.
             rows: int64 ``(B,)``, row of each image; default: the first row.
             names: Names of the images in error messages.
+            defects: Result of :func:`defects_of` for the masks, if it was computed before.
 
         Raises:
             ValueError: If shapes or types do not match, or a score is not finite. Nothing of the
@@ -224,23 +237,29 @@ class PixelHistogram(Metric):
         maps = maps.detach()
         for row in sorted(set(rows.tolist())):
             chosen = (rows == row).nonzero().squeeze(1)
-            same = slice(None) if len(chosen) == len(rows) else chosen.to(maps.device)
-            self._add(row, maps[same], masks[same])
+            if len(chosen) == len(rows):
+                self._add(row, maps, masks, defects)
+                continue
+            some = None if defects is None else [defects[place] for place in chosen.tolist()]
+            self._add(row, maps[chosen.to(maps.device)], masks[chosen.to(masks.device)], some)
 
-    def _add(self, row: int, maps: Tensor, masks: Tensor) -> None:
+    def _add(
+        self, row: int, maps: Tensor, masks: Tensor, defects: Sequence[Defects] | None
+    ) -> None:
         most = CHUNK if maps.device.type == "cpu" else DEVICE_CHUNK
         step = max(1, most // maps[0].numel())
         for start in range(0, len(maps), step):
             part, mask = maps[start : start + step], masks[start : start + step]
+            some = None if defects is None else defects[start : start + step]
             if self.pro_steps is not None:
                 low, high = part.aminmax()
                 extremes = torch.stack([-low, high]).to(self.extremes)
                 self.extremes[row] = self.extremes[row].maximum(extremes)
             if part.dtype == torch.float32:
-                self._count(row, pixels_of(part, mask))
+                self._count(row, pixels_of(part, mask, some))
             else:
                 window = self._half.setdefault((row, part.dtype), HalfWindow(part.dtype))
-                window.count(pixels_of(part, mask))
+                window.count(pixels_of(part, mask, some))
 
     def _count(self, row: int, pixels: Pixels) -> None:
         """Count float32 pixels in the windows of a row, and the others in separate bins."""
@@ -341,6 +360,7 @@ class PixelRanking(Metric):
         masks: Tensor,
         rows: Tensor | None = None,
         names: Sequence[str] | None = None,
+        defects: Sequence[Defects] | None = None,
     ) -> None:
         """Add images; see :meth:`PixelHistogram.update`."""
         rows = check_pixels(maps, masks, rows, self.num_rows, names)
@@ -383,22 +403,40 @@ class PixelRanking(Metric):
         return state
 
 
-def pixels_of(maps: Tensor, masks: Tensor) -> Pixels:
-    """Return the pixels of maps ``(B, h, w)``; scores in half precision by their patterns."""
+def pixels_of(maps: Tensor, masks: Tensor, defects: Sequence[Defects] | None = None) -> Pixels:
+    """Return the pixels of maps ``(B, h, w)``; scores in half precision by their patterns.
+
+    Args:
+        maps: Scores on any device.
+        masks: bool, of the same shape, on any device.
+        defects: Anomalous pixels of the masks, if they are available; only used on a device.
+    """
     half = maps.dtype != torch.float32
     maps = maps.contiguous().view(torch.int16) if half else maps.contiguous()
     if maps.device.type == "cpu":
         values, mask = maps.numpy(), masks.numpy()
         values = values.view(np.uint16) if half else values
         hit = [v[m] for v, m in zip(values, mask, strict=True) if m.any()]
-        defects = np.concatenate([np.zeros(0, values.dtype), *hit])
-        return Pixels(values.reshape(-1), defects, defect_weights(mask))
+        of_defects = np.concatenate([np.zeros(0, values.dtype), *hit])
+        return Pixels(values.reshape(-1), of_defects, defect_weights(mask))
     maps = maps.int() & 0xFFFF if half else maps
-    # Only masks with a defect go to the CPU, where regions are labelled.
-    chosen = masks.flatten(1).any(dim=1).nonzero().squeeze(1)  # (images,)
-    masks = masks[chosen]
-    defects = maps[chosen][masks].cpu().numpy()
-    return Pixels(maps.flatten(), defects, defect_weights(masks.cpu().numpy()))
+    parts = defects_of(masks) if defects is None else defects
+    scores = maps.flatten()
+    starts = range(0, len(scores), maps[0].numel())
+    places = [part.places + start for part, start in zip(parts, starts, strict=True)]
+    chosen = torch.from_numpy(np.concatenate(places)).to(maps.device)
+    weights = np.concatenate([part.weights for part in parts])
+    return Pixels(scores, scores[chosen].cpu().numpy(), weights)
+
+
+def defects_of(masks: Tensor) -> list[Defects]:
+    """Return the anomalous pixels of masks ``(B, h, w)`` on any device, for each mask.
+
+    Regions are labelled on the CPU. Call it before the scores of a device are read, so that the
+    device computes them meanwhile.
+    """
+    arrays = masks.cpu().numpy()
+    return [Defects(np.flatnonzero(mask), region_weights(mask)) for mask in arrays]
 
 
 def defect_weights(masks: NDArray[np.bool_]) -> NDArray[np.float64]:
