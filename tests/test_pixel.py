@@ -16,12 +16,15 @@ from torch.multiprocessing.spawn import start_processes
 
 from anomaly_clip.maps import gaussian_blur
 from anomaly_clip.metrics import PixelHistogram, PixelRanking, pro
+from anomaly_clip.metrics import pixel as pixel_module
 from anomaly_clip.metrics.pixel import (
     MAX_SEPARATE,
     MAX_WINDOWS,
     PIXEL_METRICS,
     defect_weights,
+    defects_of,
     pixels_of,
+    pixels_on_device,
 )
 from anomaly_clip.metrics.windows import HalfWindow
 
@@ -382,6 +385,24 @@ def test_anomalous_pixels_and_their_weights() -> None:
         assert values.tolist() == [9, 10, 17]
         assert len(pixels.scores) == 18
     assert len(defect_weights(masks[:1])) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("computed_before", [True, False])
+def test_pixels_of_a_device_are_counted_as_those_of_the_cpu(
+    dtype: torch.dtype, computed_before: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maps, masks = random_maps(1, "normal", count=6, size=140)
+    masks[2] = False
+    maps = maps.to(dtype)
+    rows = torch.tensor([0, 1, 1, 0, 1, 0])
+    expected = PixelHistogram(2)
+    expected.update(maps, masks, rows)
+    monkeypatch.setattr(pixel_module, "pixels_of", pixels_on_device)
+    metric = PixelHistogram(2)
+    metric.update(maps, masks, rows, defects=defects_of(masks) if computed_before else None)
+    for result, wanted in zip(metric.compute(), expected.compute(), strict=True):
+        assert (result.metrics, result.bounds) == (wanted.metrics, wanted.bounds)
 
 
 def test_states_can_be_merged() -> None:

@@ -210,13 +210,8 @@ class CNNBackbone(FrozenBackbone):
                 f"CNNBackbone {self.settings.name}: expected images (B, 3, H, W), got "
                 f"{tuple(images.shape)}"
             )
-
-        def run(images: Tensor) -> dict[str, Tensor]:
-            with self.out_of_autocast():
-                features: dict[str, Tensor] = self.features(self.normalise(images))
-            return features
-
-        return self.replayed(run, "features", images)
+        with self.out_of_autocast():
+            return self.features(self.normalise(images))
 
     def feature_maps(
         self, images: Tensor, layers: Sequence[str], *, norm: bool = False

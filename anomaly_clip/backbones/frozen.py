@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from anomaly_clip.backbones.replays import Replays
 from anomaly_clip.backbones.weight_settings import MAX_PIXEL
 from anomaly_clip.errors import check_between
 from anomaly_clip.records import WeightsRecord
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self  # in typing since Python 3.11
 
 __all__ = ["FrozenBackbone", "check_settings", "fingerprint"]
-
-T = TypeVar("T")
 
 
 class FrozenBackbone(nn.Module, ABC):
@@ -44,7 +41,6 @@ class FrozenBackbone(nn.Module, ABC):
         self._black = min((0 - m) / s for m, s in zip(mean, std, strict=True))
         self._white = max((1 - m) / s for m, s in zip(mean, std, strict=True))
         self._has_checked = False
-        self._replays = Replays()
 
     @property
     @abstractmethod
@@ -89,23 +85,6 @@ class FrozenBackbone(nn.Module, ABC):
         """Cast the image tower; the text tower, normalisation and cosines stay in float32."""
         _ = self.identity  # computed now, from the weights before the cast
         self.tower.to(dtype)
-        self._replays.clear()
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **options: Any) -> Self:
-        """Move the weights or change their dtype, which makes recordings invalid."""
-        self._replays.clear()
-        return super()._apply(fn, *args, **options)
-
-    def replayed(self, function: Callable[[Tensor], T], key: Hashable, images: Tensor) -> T:
-        """Return ``function(images)``, for few images on a CUDA device from a CUDA graph.
-
-        Args:
-            function: Function of the images, of the frozen weights and of the settings in the key;
-                see :class:`~anomaly_clip.backbones.replays.Replays`.
-            key: Name of the function and all its settings.
-            images: ``(B, 3, H, W)``.
-        """
-        return self._replays(function, key, images)
 
     def out_of_autocast(self) -> AbstractContextManager[object]:
         """Return a context in which the frozen weights are used in their own dtype.

@@ -127,23 +127,18 @@ class WinCLIP(ReferenceMethod[Embeddings]):
                 image as if it were one more window.
         """
         backbone, side = self.backbone, self.side
-
-        def encode(images: Tensor) -> Embeddings:
-            tokens = backbone.embed(images)
-            members = [window_patches(side, scale, tokens.device) for scale in self.scales]
-            if not with_patches:
-                whole = window_patches(side, side, tokens.device)
-                image, *windows = embed_windows(backbone, tokens, [whole, *members])
-                return Embeddings(image[:, 0], None, tuple(windows))
-            windows = embed_windows(backbone, tokens, members)
-            for block in backbone.blocks:
-                tokens = block(tokens)
-            patches = backbone.normed(tokens) if self.patch_norm else tokens
-            patches = patches[:, backbone.num_prefix_tokens :]  # (B, N, W)
-            return Embeddings(backbone.pool(tokens).float(), patches.float(), tuple(windows))
-
-        key = "windows", tuple(self.scales), with_patches, self.patch_norm
-        return backbone.replayed(encode, key, images)
+        tokens = backbone.embed(images)
+        members = [window_patches(side, scale, tokens.device) for scale in self.scales]
+        if not with_patches:
+            whole = window_patches(side, side, tokens.device)
+            image, *windows = embed_windows(backbone, tokens, [whole, *members])
+            return Embeddings(image[:, 0], None, tuple(windows))
+        windows = embed_windows(backbone, tokens, members)
+        for block in backbone.blocks:
+            tokens = block(tokens)
+        patches = backbone.normed(tokens) if self.patch_norm else tokens
+        patches = patches[:, backbone.num_prefix_tokens :]  # (B, N, W)
+        return Embeddings(backbone.pool(tokens).float(), patches.float(), tuple(windows))
 
     @torch.no_grad()
     def remember(self, images: Tensor) -> Embeddings:
@@ -264,12 +259,11 @@ def harmonic_map(scores: Tensor, patches: Tensor, num_patches: int | None = None
         patches: Patch indices of the windows; see :func:`window_patches`.
         num_patches: ``N``; default: as the indices tell, for which the CPU waits for a GPU.
     """
-    if num_patches is not None:
-        pass
-    elif torch.compiler.is_compiling() or not has_values(patches):
-        num_patches = (math.isqrt(patches.shape[0]) + math.isqrt(patches.shape[1]) - 1) ** 2
-    else:
-        num_patches = int(patches.max()) + 1
+    if num_patches is None:
+        if torch.compiler.is_compiling() or not has_values(patches):
+            num_patches = (math.isqrt(patches.shape[0]) + math.isqrt(patches.shape[1]) - 1) ** 2
+        else:
+            num_patches = int(patches.max()) + 1
     index = patches.to(scores.device).flatten()  # (windows * k * k,)
     inverse = (1 / scores).repeat_interleave(patches.shape[1], dim=1)  # (B, windows * k * k)
     total = scores.new_zeros(len(scores), num_patches).index_add(1, index, inverse)

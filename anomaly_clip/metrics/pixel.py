@@ -409,17 +409,27 @@ def pixels_of(maps: Tensor, masks: Tensor, defects: Sequence[Defects] | None = N
     Args:
         maps: Scores on any device.
         masks: bool, of the same shape, on any device.
-        defects: Anomalous pixels of the masks, if they are available; only used on a device.
+        defects: Anomalous pixels of the masks if they are available; not used on the CPU.
     """
+    if maps.device.type != "cpu":
+        return pixels_on_device(maps, masks, defects)
     half = maps.dtype != torch.float32
     maps = maps.contiguous().view(torch.int16) if half else maps.contiguous()
-    if maps.device.type == "cpu":
-        values, mask = maps.numpy(), masks.numpy()
-        values = values.view(np.uint16) if half else values
-        hit = [v[m] for v, m in zip(values, mask, strict=True) if m.any()]
-        of_defects = np.concatenate([np.zeros(0, values.dtype), *hit])
-        return Pixels(values.reshape(-1), of_defects, defect_weights(mask))
-    maps = maps.int() & 0xFFFF if half else maps
+    values, mask = maps.numpy(), masks.numpy()
+    values = values.view(np.uint16) if half else values
+    hit = [v[m] for v, m in zip(values, mask, strict=True) if m.any()]
+    return Pixels(
+        values.reshape(-1),
+        np.concatenate([np.zeros(0, values.dtype), *hit]),
+        defect_weights(mask),
+    )
+
+
+def pixels_on_device(maps: Tensor, masks: Tensor, defects: Sequence[Defects] | None) -> Pixels:
+    """Return the pixels of maps with tensors as scores; see :func:`pixels_of`."""
+    maps = maps.contiguous()
+    if maps.dtype != torch.float32:
+        maps = maps.view(torch.int16).int() & 0xFFFF
     parts = defects_of(masks) if defects is None else defects
     scores = maps.flatten()
     starts = range(0, len(scores), maps[0].numel())
