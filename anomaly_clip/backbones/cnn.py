@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from anomaly_clip.backbones.cnn_layers import HEADS, describe_layers, stride_of
 from anomaly_clip.backbones.frozen import FrozenBackbone, check_settings
+from anomaly_clip.backbones.pooling import replace_max_pooling
 from anomaly_clip.backbones.state_dicts import check_keys, only_prefix, state_dict_of
 from anomaly_clip.backbones.weight_files import (
     WeightFileError,
@@ -114,6 +115,7 @@ class CNNBackbone(FrozenBackbone):
         model = load_network(name, weights)
         nodes = _nodes(model, name, layers)
         self.features = create_feature_extractor(model.eval(), nodes).requires_grad_(False).eval()
+        replace_max_pooling(self.features)
         shapes = self._probe()
         self.channels: dict[Any, int] = {layer: shape[1] for layer, shape in shapes.items()}
         """Number of channels per layer."""
