@@ -2,14 +2,15 @@
 
     python benchmarks/end_to_end.py DIR
 
-DIR holds the data set in MVTec-AD's layout. ``anomaly_clip each`` fits PaDiM to 150 normal tiles and
-tests it on 120 tiles, half of them with defects. It computes all metrics, and writes scores, gallery
-and report page. The network is a ResNet-18 with random weights, the side of an image 256 pixels.
+DIR holds the data set in MVTec-AD's layout. ``anomaly_clip each`` fits PaDiM to 150 normal tiles
+and tests it on 120 tiles, half of them with defects. It computes all metrics, and writes scores,
+gallery and report page. The network is a ResNet-18 with random weights, the side of an image 256
+pixels.
 
 The baseline is a script that decodes and resizes the same 270 files with PIL and runs them through
-torchvision's network up to layer 3. Times are processor seconds, user and system, of whole processes
-on one thread, imports included; the minimum over interleaved rounds. The exit status is 1 if a bound
-is missed.
+torchvision's network up to layer 3. Times are processor seconds, user and system, of whole
+processes on one thread, imports included; the minimum over interleaved rounds. The exit status is 1
+if a bound is missed.
 """
 
 from __future__ import annotations
