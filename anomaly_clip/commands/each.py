@@ -199,7 +199,8 @@ def _run(
 
     def advice() -> str:
         missing = [printable(name) for name in plan.categories if not _is_finished(plan, name)]
-        return f"unfinished: {', '.join(missing)}; resume with {_resume_command(folder)}"
+        unfinished = "" if launch is None else f"unfinished: {', '.join(missing)}; "
+        return f"{unfinished}resume with {_resume_command(folder)}"
 
     with only_run(folder), advise(advice):
         announce(plan)
