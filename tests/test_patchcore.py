@@ -279,7 +279,8 @@ def test_patches_in_memory_never_exceed_the_bound(
     backbone: CNNBackbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     method = bounded(backbone, 50, coreset=0.25)
-    held, thinned = [], []
+    held: list[int] = []
+    thinned: list[tuple[int, int]] = []
 
     def recorded(index: Tensor, features: Tensor) -> None:
         hold(index, features)
