@@ -46,9 +46,9 @@ class Ranked(NamedTuple):
         occupied = self.anomalous > 0
         false_positives = self.normal.cumsum()
         return Ranking(
-            tied=torch.from_numpy(self.anomalous[occupied]),
-            above=torch.from_numpy((false_positives - self.normal)[occupied]),
-            at_least=torch.from_numpy(false_positives[occupied]),
+            tied=self.anomalous[occupied],
+            above=(false_positives - self.normal)[occupied],
+            at_least=false_positives[occupied],
             num_normal=int(self.normal.sum()),
         )
 

@@ -47,7 +47,7 @@ PATTERNS = 1 << 16
 """Number of scores in half precision."""
 BLOCK = 1 << 16
 """Pixels converted at once, so that intermediate results stay in the processor's cache."""
-CHUNK = 1 << 22
+CHUNK = 1 << 23
 """Pixels counted at once; `cv2.calcHist` counts in float32, exact up to 2^24."""
 FEW = 1 << 14
 """Up to this many pixels are sorted, which costs less than a histogram."""
@@ -75,10 +75,12 @@ class Pixels(NamedTuple):
     """Scores of the anomalous pixels, ``(d,)``."""
     weights: NDArray[np.float64]
     """One over the size of the region of each anomalous pixel, ``(d,)``."""
+    extremes: tuple[float, float] | None = None
+    """Lowest and highest score, if they have been computed already."""
 
     def range(self) -> tuple[float, float]:
         """Return the lowest and the highest score."""
-        return float(self.scores.min()), float(self.scores.max())
+        return self.extremes or (float(self.scores.min()), float(self.scores.max()))
 
     def cpu(self) -> Pixels:
         """Return the pixels with all scores on the CPU."""
@@ -110,8 +112,17 @@ class Window(ABC):
         """Return the lowest and the highest score of each bin."""
 
     @abstractmethod
-    def keys(self, scores: Scores) -> Scores:
-        """Return the number of the bin of each score, as integers."""
+    def keys(self, scores: Scores, inside: bool = False) -> Scores:
+        """Return the number of the bin of each score, as integers.
+
+        Args:
+            scores: Scores.
+            inside: All of them lie in the range of the window.
+        """
+
+    def holds(self, extremes: tuple[float, float] | None) -> bool:
+        """Return True if all scores between these two lie in the range of the window."""
+        return False
 
     @abstractmethod
     def not_separated(self, counts: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -119,7 +130,9 @@ class Window(ABC):
 
     def count(self, pixels: Pixels) -> Pixels | None:
         """Count the pixels that the window separates, and return the others, if there are any."""
-        keys, hit = self.keys(pixels.scores), np.asarray(self.keys(pixels.defects))
+        inside = self.holds(pixels.extremes)
+        keys = self.keys(pixels.scores, inside)
+        hit = np.asarray(self.keys(pixels.defects, inside))
         counts = histogram(keys, self.num_bins)
         left = self.not_separated(counts)
         rest = None
@@ -170,7 +183,7 @@ class HalfWindow(Window):
             counts[0x8000] = 0
         return super().bins()
 
-    def keys(self, scores: Scores) -> Scores:
+    def keys(self, scores: Scores, inside: bool = False) -> Scores:
         """Return the patterns themselves."""
         return scores
 
@@ -237,26 +250,37 @@ class LinearWindow(Window):
         high = np.where((near < edges) | ((near == edges) & ~even), near, below)[1:]
         return low.astype(np.float64), high.astype(np.float64)
 
-    def keys(self, scores: Scores) -> Scores:
-        """Return the bin of each score; 0 and `last` if it lies outside."""
+    def ends(self) -> tuple[float, float]:
+        """Return the scores at the centres of the first bin and of bin `last`."""
         ends = np.ldexp([self.first, self.first + self.last], self.exponent)
         low, high = np.clip(ends, -LARGEST, LARGEST).astype(np.float32)
+        return float(low), float(high)
+
+    def holds(self, extremes: tuple[float, float] | None) -> bool:
+        """Return True if all scores between these two lie in the range of the window."""
+        low, high = self.ends()
+        return extremes is not None and low <= extremes[0] and extremes[1] <= high
+
+    def keys(self, scores: Scores, inside: bool = False) -> Scores:
+        """Return the bin of each score; 0 and `last` if it lies outside."""
+        low, high = self.ends()
         up = LARGE if self.exponent < -LARGE else 0  # 2**149 exceeds the range of float32
         scale, shift = 2.0 ** -(self.exponent + up), float(INTEGERS - self.first)
         if isinstance(scores, Tensor):
-            sums = scores.clamp(float(low), float(high)) * 2.0**up * scale + shift
+            sums = scores.clamp(low, high) * 2.0**up * scale + shift
             return sums.view(torch.int32) & (self.num_bins - 1)
         keys = np.empty(len(scores), np.uint16 if self.num_bins <= PATTERNS else np.int32)
-        inside = len(scores) > 0 and low <= scores.min() and scores.max() <= high
+        buffer = np.empty(min(BLOCK, len(scores)), np.float32)
         for start in range(0, len(scores), BLOCK):
             block = scores[start : start + BLOCK]
+            sums = buffer[: len(block)]
             if not inside:
-                block = np.clip(block, low, high)
-            block = block * np.float32(2.0**up if up else scale)
+                block = np.clip(block, np.float32(low), np.float32(high), out=sums)
+            np.multiply(block, np.float32(2.0**up if up else scale), out=sums)
             if up:
-                block *= np.float32(scale)
-            block += np.float32(shift)
-            keys[start : start + BLOCK] = block.view(np.int32)  # modulo 2^16
+                sums *= np.float32(scale)
+            sums += np.float32(shift)
+            keys[start : start + BLOCK] = sums.view(np.int32)  # modulo 2^16
         return keys if self.num_bins <= PATTERNS else keys & (self.num_bins - 1)
 
     def not_separated(self, counts: NDArray[np.int64]) -> NDArray[np.bool_]:
