@@ -15,11 +15,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly_clip.metrics.windows import histogram
+from anomaly_clip.metrics.windows import histogram, looked_up
 
 __all__ = ["normal_counts", "sorted_counts"]
 
@@ -146,6 +145,8 @@ class Cells(NamedTuple):
         beyond += len(kept)
         above = beyond - not_above
         at_least = above.copy()
+        if not len(kept):
+            return above, at_least
         tied = np.flatnonzero(kept.take(not_above - 1, mode="clip") == thresholds)
         at_least[tied] = beyond[tied] - kept.searchsorted(thresholds[tied], "left")
         return above, at_least
@@ -156,14 +157,3 @@ def occupied(keys: NDArray[np.uint16]) -> NDArray[np.bool_]:
     cells = np.zeros(NUM_CELLS, bool)
     cells[keys] = True
     return cells
-
-
-def looked_up(table: NDArray[np.bool_], keys: NDArray[np.uint16]) -> NDArray[np.bool_]:
-    """Return the entry of each key."""
-    if WIDE_TABLES:
-        return cv2.LUT(keys.reshape(1, -1), table.view(np.uint8).reshape(1, -1)).ravel().view(bool)
-    return table.take(keys, mode="clip")  # without a check of the range
-
-
-WIDE_TABLES = int(cv2.__version__.split(".")[0]) >= 5
-"""True if OpenCV looks up 16-bit keys."""

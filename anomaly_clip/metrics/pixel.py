@@ -241,9 +241,7 @@ class PixelHistogram(Metric):
             same = slice(None) if len(chosen) == len(rows) else chosen.to(maps.device)
             self._add(row, maps[same], masks[same], extremes[chosen.numpy()])
 
-    def _add(
-        self, row: int, maps: Tensor, masks: Tensor, extremes: NDArray[np.float64]
-    ) -> None:
+    def _add(self, row: int, maps: Tensor, masks: Tensor, extremes: NDArray[np.float64]) -> None:
         most = CHUNK if maps.device.type == "cpu" else DEVICE_CHUNK
         step = max(1, most // maps[0].numel())
         for start in range(0, len(maps), step):
@@ -394,8 +392,8 @@ def image_extremes(maps: Tensor, names: Sequence[str] | None) -> NDArray[np.floa
         pairs = [(image.min(), image.max()) for image in maps.numpy()]
         extremes = np.array(pairs, dtype=np.float64).reshape(-1, 2)
     else:
-        pairs = torch.stack(maps.flatten(1).aminmax(dim=1), dim=1)
-        extremes = pairs.double().cpu().numpy()
+        lowest, highest = maps.flatten(1).aminmax(dim=1)
+        extremes = torch.stack([lowest, highest], dim=1).double().cpu().numpy()
     wrong = np.flatnonzero(~np.isfinite(extremes).all(axis=1))
     if len(wrong):
         name = f"map {wrong[0]} of the batch" if names is None else names[wrong[0]]

@@ -34,6 +34,8 @@ __all__ = [
     "Pixels",
     "Window",
     "halves",
+    "histogram",
+    "looked_up",
     "separated",
     "sorted_bins",
 ]
@@ -63,6 +65,8 @@ LARGE = 100
 INTEGERS = 1 << 23
 """float32 has only integers from here to its double, so a sum in between is rounded to one. The
 last digits of its pattern are then those of the integer."""
+WIDE_TABLES = int(cv2.__version__.split(".")[0]) >= 5
+"""True if OpenCV looks up 16-bit keys."""
 OUTER = 8
 """Unused bins at the upper end. The upper end of the others is then exact in float32."""
 
@@ -108,8 +112,8 @@ class Window(ABC):
         self.regions = np.zeros(self.num_bins)
 
     @abstractmethod
-    def edges(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return the lowest and the highest score of each bin."""
+    def edges(self, bins: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the lowest and the highest score of each of some bins."""
 
     @abstractmethod
     def keys(self, scores: Scores, inside: bool = False) -> Scores:
@@ -141,7 +145,7 @@ class Window(ABC):
             return pixels
         if left.any():
             others = left[hit]
-            scores = pixels.scores[with_keys(keys, left, counts)]
+            scores = pixels.scores[with_keys(keys, left)]
             rest = Pixels(scores, pixels.defects[others], weights[others])
             hit, weights = hit[~others], weights[~others]
             counts[left] = 0
@@ -154,7 +158,7 @@ class Window(ABC):
     def bins(self) -> Bins:
         """Return the occupied bins."""
         chosen = np.flatnonzero(self.counts)
-        low, high = (edge[chosen] for edge in self.edges())
+        low, high = self.edges(chosen)
         positives = self.positives[chosen]
         return Bins(low, high, positives, self.counts[chosen] - positives, self.regions[chosen])
 
@@ -170,9 +174,9 @@ class HalfWindow(Window):
         self.dtype = dtype
         super().__init__(PATTERNS)
 
-    def edges(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def edges(self, bins: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the score of each pattern, twice; NaN and infinite scores do not occur."""
-        patterns = torch.arange(PATTERNS, dtype=torch.int32).to(torch.int16)
+        patterns = torch.from_numpy(bins.astype(np.uint16).view(np.int16))
         values = patterns.view(self.dtype).double().numpy()
         return values, values
 
@@ -237,18 +241,21 @@ class LinearWindow(Window):
         """Return True if another window has the same bins."""
         return (self.exponent, self.first) == (other.exponent, other.first)
 
-    def edges(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return the lowest and the highest float32 score of each bin."""
-        halves = np.arange(self.first - 0.5, self.first + self.num_bins)
-        edges = np.clip(np.ldexp(halves, self.exponent), -LARGEST, LARGEST)
-        near = edges.astype(np.float32)
-        # A score halfway between two integers is rounded to the even one, as is the first.
-        even = np.arange(len(edges)) % 2 == 0
-        with np.errstate(over="ignore"):  # in bins beyond all scores, which stay empty
-            above, below = (np.nextafter(near, np.float32(end)) for end in (np.inf, -np.inf))
-        low = np.where((near > edges) | ((near == edges) & even), near, above)[:-1]
-        high = np.where((near < edges) | ((near == edges) & ~even), near, below)[1:]
-        return low.astype(np.float64), high.astype(np.float64)
+    def edges(self, bins: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the lowest and the highest float32 score of each of some bins."""
+        even = bins % 2 == 0
+        columns = []
+        for half, inwards in ((-0.5, np.inf), (0.5, -np.inf)):
+            edges = np.ldexp(self.first + bins + half, self.exponent)
+            edges = np.clip(edges, -LARGEST, LARGEST)
+            near = edges.astype(np.float32)
+            beyond = near < edges if half < 0 else near > edges
+            # A score halfway between two integers is rounded to the even one, as is the first.
+            beyond |= (near == edges) & ~even
+            with np.errstate(over="ignore"):  # in bins beyond all scores, which stay empty
+                next_ones = np.nextafter(near, np.float32(inwards))
+            columns.append(np.where(beyond, next_ones, near).astype(np.float64))
+        return columns[0], columns[1]
 
     def ends(self) -> tuple[float, float]:
         """Return the scores at the centres of the first bin and of bin `last`."""
@@ -273,14 +280,14 @@ class LinearWindow(Window):
         buffer = np.empty(min(BLOCK, len(scores)), np.float32)
         for start in range(0, len(scores), BLOCK):
             block = scores[start : start + BLOCK]
-            sums = buffer[: len(block)]
+            place = buffer[: len(block)]
             if not inside:
-                block = np.clip(block, np.float32(low), np.float32(high), out=sums)
-            np.multiply(block, np.float32(2.0**up if up else scale), out=sums)
+                block = np.clip(block, np.float32(low), np.float32(high), out=place)
+            np.multiply(block, np.float32(2.0**up if up else scale), out=place)
             if up:
-                sums *= np.float32(scale)
-            sums += np.float32(shift)
-            keys[start : start + BLOCK] = sums.view(np.int32)  # modulo 2^16
+                place *= np.float32(scale)
+            place += np.float32(shift)
+            keys[start : start + BLOCK] = place.view(np.int32)  # modulo 2^16
         return keys if self.num_bins <= PATTERNS else keys & (self.num_bins - 1)
 
     def not_separated(self, counts: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -311,17 +318,20 @@ def histogram(keys: Scores, num_bins: int) -> NDArray[np.int64]:
     return counts
 
 
-def with_keys(keys: Scores, chosen: NDArray[np.bool_], counts: NDArray[np.int64]) -> Any:
-    """Return the places of the chosen keys, given how often each key occurs."""
+def with_keys(keys: Scores, chosen: NDArray[np.bool_]) -> Any:
+    """Return the places of the chosen keys."""
     if isinstance(keys, Tensor):
         return torch.from_numpy(chosen).to(keys.device)[keys].nonzero().squeeze(1)
-    first, last = (int(key) for key in np.flatnonzero(chosen)[[0, -1]])
-    if keys.dtype != np.uint16 or int(counts[first : last + 1].sum()) * 4 > len(keys):
-        return np.flatnonzero(chosen[keys])
-    # A comparison with a range is faster than a table, which reads 64 KiB for every pixel.
-    inside = cv2.inRange(keys.reshape(1, -1), first, last).reshape(-1).view(np.bool_)
-    near = np.flatnonzero(inside)
-    return near[chosen[keys[near]]]
+    return np.flatnonzero(looked_up(chosen, keys))
+
+
+def looked_up(table: NDArray[np.bool_], keys: NDArray[np.integer]) -> NDArray[np.bool_]:
+    """Return the entry of each key, all of which are smaller than the length of the table."""
+    if not WIDE_TABLES or keys.dtype != np.uint16:
+        return table.take(keys, mode="clip")  # faster than an index, because nothing is checked
+    whole = np.zeros(PATTERNS, np.uint8)
+    whole[: len(table)] = table
+    return cv2.LUT(keys.reshape(1, -1), whole.reshape(1, -1)).reshape(-1).view(np.bool_)
 
 
 def separated(pixels: Pixels, cells: int = CELLS) -> Bins:
