@@ -5,10 +5,10 @@
 
 The baselines are scikit-learn (three metrics, as it has no PRO), torchmetrics without bins (two),
 a plain PRO over 200 thresholds, implemented here, and a plain exact ranking, which sorts all pixels
-and looks up each anomalous one. The exact form must equal the latter. Each form also has a lower limit, timed in
-the same rounds. For the streaming form, it is the conversion to half precision, one histogram and
-the connected components. For the exact form, it is one ``numpy.sort`` of all pixels. Peak memory
-beyond the inputs is measured in a separate process.
+and looks up each anomalous one. The exact form must equal the latter. Each form also has a lower
+limit, timed in the same rounds. For the streaming form, it is the conversion to half precision, one
+histogram and the connected components. For the exact form, it is one ``numpy.sort`` of all pixels.
+Peak memory beyond the inputs is measured in a separate process.
 
 The streaming form is also run on maps of other ranges and offsets and on maps with few different
 scores (`TRANSFORMS`), and on PaDiM's distances with a regularisation of 1e-12, which exceed the

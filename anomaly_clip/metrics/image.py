@@ -193,8 +193,9 @@ def _ranking(
     """
     true_positives = tied.cumsum()
     num_anomalous = int(tied.sum())
-    at_least = (num_scores - below) - (num_anomalous - true_positives + tied)
-    above = (num_scores - not_above) - (num_anomalous - true_positives)
+    missed = num_anomalous - true_positives  # anomalous items below each score
+    at_least: NDArray[np.int64] = num_scores - below - missed - tied
+    above: NDArray[np.int64] = num_scores - not_above - missed
     return Ranking(tied[::-1], above[::-1], at_least[::-1], num_scores - num_anomalous)
 
 

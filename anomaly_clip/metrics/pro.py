@@ -158,14 +158,13 @@ def area_of_ranking(ranking: Ranking, shares: NDArray[np.float64], limit: float)
         shares: Fractions of the regions that have each score of the ranking; their sum is 1.
         limit: False positive rate up to which PRO is integrated.
     """
-    total = ranking.num_normal
-    at_least = ranking.at_least
+    total, at_least = ranking.num_normal, ranking.at_least
     area = (ranking.above + at_least) * (-0.5 / total)  # of pixels that end before the limit
     area += limit
     crossing = np.flatnonzero(at_least > limit * total)
-    above, at_least = ranking.above[crossing] / total, at_least[crossing] / total
-    rest = np.clip(limit - above, 0, None)
-    area[crossing] = rest**2 / (2 * (at_least - above).clip(min=1 / (2 * total)))
+    first, last = ranking.above[crossing] / total, at_least[crossing] / total
+    rest = np.clip(limit - first, 0, None)
+    area[crossing] = rest**2 / (2 * (last - first).clip(min=1 / (2 * total)))
     return float(area @ shares / limit)
 
 

@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from anomaly_clip.metrics import PixelRanking, counts, pro
-from anomaly_clip.metrics.counts import FEW, Cells, normal_counts, sorted_counts
+from anomaly_clip.metrics import PixelRanking, pro, ranking
 from anomaly_clip.metrics.pixel import PixelResult
 from anomaly_clip.metrics.pro import in_order
+from anomaly_clip.metrics.ranking import FEW, Cells, normal_counts, sorted_counts
 
 Make = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
@@ -64,7 +64,7 @@ def test_scores_are_divided_into_cells_rather_than_sorted(
 
     thresholds, normal = np.unique(scores(kind, 300, 2, 1)), scores(kind, NUM, 0, 0)
     expected = sorted_counts([normal], thresholds)
-    monkeypatch.setattr(counts, "sorted_counts", unused)
+    monkeypatch.setattr(ranking, "sorted_counts", unused)
     for fast, plain in zip(normal_counts([normal], thresholds), expected, strict=True):
         np.testing.assert_array_equal(fast, plain)
 
