@@ -230,6 +230,8 @@ def explain(error: BaseException, options: Iterable[str] = ()) -> str:
         )
     if "embedded null" in message:  # as Python calls it
         return "a name or path contains a null character (\\0), which no disk takes: remove it"
+    if apart := _arguments_apart(message):
+        return apart
     return _one_line(message) or type(error).__name__
 
 
@@ -388,6 +390,20 @@ def _options_apart(message: str) -> str:
     names = list(dict.fromkeys(name for _, name in refused))
     accepted = {option for owner, _ in refused for option in _options(owner)}
     return " and ".join(names) if len(names) > 1 and accepted.issuperset(names) else ""
+
+
+def _arguments_apart(message: str) -> str:
+    """Explain that no class takes all given arguments, when an object is built; else empty."""
+    refused = re.findall(r"__init__\(\) got an unexpected keyword argument '(\w+)'", message)
+    names = sorted(set(refused))
+    values = re.findall(r"Given value: (.+)", message)
+    if len(names) < 2 or not values:
+        return ""
+    match = re.search(rf"(\w+)={re.escape(values[0])}", values[-1])
+    owner = "model." if "LightningModule" in message else ""
+    key = f"{owner}{match[1]}: " if match else ""
+    together = " and ".join(names)
+    return f"{key}{together} do not go together: leave one out, or list the options with --help"
 
 
 def _read_message(message: str) -> tuple[str, str, list[str]]:

@@ -198,7 +198,7 @@ def _of_checkpoint(path: Path, backbone: Mapping[str, Any] | None) -> LoadedMeth
         )
     content = read_checkpoint(path)
     settings = Preprocessing.of_checkpoint(content, path)
-    changed = changed_backbone(kind, content, backbone)
+    changed = changed_backbone(kind, content, backbone, path)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_seed_of(path))  # of a backbone with random weights

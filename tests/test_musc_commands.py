@@ -190,7 +190,7 @@ def test_intervals_keep_their_type(clip: list[str], capsys: pytest.CaptureFixtur
         ("--model.start=1", "model.start"),
         ("--model.memory=0", "model.memory"),
         ("--model.grid=0", "model.grid"),
-        ("--model.image_size=64", "model.backbone.image_size"),
+        ("--model.image_size=65", "image_size 65"),
         ("--model.r_list=[]", "model.r_list"),
         ("--model.backbone.name=resnet18", "backbone.name resnet18 is a CNN"),
         (
@@ -222,7 +222,7 @@ def test_a_file_with_options_of_both_kinds_of_backbone(
     words = line("test", root, tmp_path / "run")
     words = [word for word in words if not word.startswith("--model")]
     sentence = refused([*words, f"--config={tmp_path / 'both.yaml'}"], capsys)
-    assert "model.backbone: weights and image_size do not go together" in sentence
+    assert "model.backbone: image_size and weights do not go together" in sentence
 
 
 @pytest.mark.parametrize("verb", ["fit", "calibrate", "export"])

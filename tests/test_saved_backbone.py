@@ -19,6 +19,7 @@ from anomaly_clip.methods import SDP, MuSc, PaDiM, SubspaceAD
 
 CLIP = {"name": "demo", "pretrained": "demo", "image_size": None}
 CNN = {"name": "resnet18", "weights": "random", "layers": None, "mean": None, "std": None}
+PATH = Path("a.ckpt")
 
 
 def content(backbone: Any) -> dict[str, Any]:
@@ -40,18 +41,20 @@ def content(backbone: Any) -> dict[str, Any]:
 def test_another_kind_than_the_default_is_given_as_settings(
     kind: Any, saved: Any, expected: Any
 ) -> None:
-    changed = changed_backbone(kind, content(saved), None)
+    changed = changed_backbone(kind, content(saved), None, PATH)
     assert list(changed) == ([] if expected is None else ["backbone"])
     assert expected is None or isinstance(changed["backbone"], expected)
 
 
 def test_settings_of_the_user() -> None:
-    changed = changed_backbone(PaDiM, content(CNN), {"weights": "a.pt"})
+    changed = changed_backbone(PaDiM, content(CNN), {"weights": "a.pt"}, PATH)
     assert changed == {"backbone": {**CNN, "weights": "a.pt"}}
-    clip = changed_backbone(PaDiM, content(CLIP), {"pretrained": "a.pt"})["backbone"]
+    clip = changed_backbone(PaDiM, content(CLIP), {"pretrained": "a.pt"}, PATH)["backbone"]
     assert (clip.name, clip.pretrained) == ("demo", "a.pt")
     with pytest.raises(UserError, match=r"backbone pretrainde: no such setting; there are name, p"):
-        changed_backbone(PaDiM, content(CLIP), {"pretrainde": "a.pt"})
+        changed_backbone(PaDiM, content(CLIP), {"pretrainde": "a.pt"}, PATH)
+    with pytest.raises(UserError, match=r"a\.ckpt: the backbone .* does not fit SDP \(backbone.no"):
+        changed_backbone(SDP, content({"nothing": 1}), None, PATH)
     assert weights_option(content(CLIP)) == "pretrained"
     assert weights_option(content(CNN)) == "weights"
 

@@ -216,7 +216,7 @@ def _build_data(section: dict[str, Any]) -> AnomalyData:
 
 def _load_method(checkpoint: Path) -> AnomalyMethod:
     kind: Any = class_of_checkpoint(checkpoint)
-    backbone = changed_backbone(kind, read_checkpoint(checkpoint), None)
+    backbone = changed_backbone(kind, read_checkpoint(checkpoint), None, checkpoint)
     method = kind.load_from_checkpoint(checkpoint, map_location="cpu", **backbone)
     assert isinstance(method, AnomalyMethod)
     return method.eval()

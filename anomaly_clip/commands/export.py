@@ -183,7 +183,7 @@ def _check_no_detector_options(
 def _export_weights(kind: Any, source: DetectorSource, options: argparse.Namespace) -> int:
     checkpoint = source.checkpoint
     assert checkpoint is not None
-    changed = changed_backbone(kind, read_checkpoint(checkpoint), source.backbone)
+    changed = changed_backbone(kind, read_checkpoint(checkpoint), source.backbone, checkpoint)
     with torch.random.fork_rng(devices=[]):
         _seed_like_the_fit(checkpoint)
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 from anomaly_clip.backbones.clip import CLIPSettings
@@ -15,15 +16,24 @@ __all__ = ["changed_backbone", "weights_option"]
 
 
 def changed_backbone(
-    kind: type[Any], content: Mapping[str, Any], backbone: Mapping[str, Any] | None
+    kind: type[Any],
+    content: Mapping[str, Any],
+    backbone: Mapping[str, Any] | None,
+    path: Path,
 ) -> dict[str, Any]:
     """Return the argument ``backbone`` of a checkpoint's class if it differs from the saved one.
 
     A backbone of another kind than the default of the class is given as settings of its kind, as
     Lightning would read a mapping as settings of the default's kind.
 
+    Args:
+        kind: Class of the method.
+        content: Content of the checkpoint.
+        backbone: Settings that replace the saved ones; None keeps all.
+        path: File of the checkpoint, for messages.
+
     Raises:
-        UserError: If there is no such setting.
+        UserError: If there is no such setting, or the saved settings are those of no backbone.
     """
     saved = content.get("hyper_parameters", {}).get("backbone")
     settings = dict(saved) if isinstance(saved, Mapping) else {}
@@ -33,7 +43,13 @@ def changed_backbone(
     parameter = inspect.signature(kind.__init__).parameters.get("backbone")
     default = None if parameter is None else parameter.default
     if is_dataclass(default) and not {field.name for field in fields(default)}.issuperset(settings):
-        return {"backbone": settings_of(settings)}
+        try:
+            return {"backbone": settings_of(settings)}
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"{path}: the backbone of the checkpoint does not fit {kind.__name__} ({error}): "
+                f"give one that fit has written"
+            ) from None
     return {} if backbone is None else {"backbone": settings}
 
 
