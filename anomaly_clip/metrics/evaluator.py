@@ -19,15 +19,13 @@ from anomaly_clip.metrics.curves import Curves, image_curves
 from anomaly_clip.metrics.image import auroc, average_precision, bootstrap_auroc, f1_max
 from anomaly_clip.metrics.pixel import (
     PIXEL_METRICS,
-    Defects,
     PixelHistogram,
-    PixelRanking,
     PixelResult,
     concatenated,
-    defects_of,
     gather_any,
 )
 from anomaly_clip.metrics.pro import check_pro_options
+from anomaly_clip.metrics.ranking import PixelRanking
 from anomaly_clip.records import Batch, Scores
 
 if TYPE_CHECKING:
@@ -201,15 +199,10 @@ class Evaluator(Metric):
         Raises:
             ValueError: If a score is not finite, a category is unknown, or shapes differ.
         """
-        has_pixels = "anomaly_map" in scores and "mask" in batch
-        defects = None
-        if has_pixels and scores["anomaly_map"].device.type != "cpu":
-            # Before the scores are read: the device may still be computing them.
-            defects = defects_of(batch["mask"])
         image_score = scores["image_score"].detach().float()
         num_images = len(batch["path"])
         parts = scores.get("score_parts", image_score.new_zeros(num_images, 0)).detach().float()
-        values = torch.cat([image_score[:, None], parts], dim=1).cpu()
+        values = torch.cat([image_score[:, None], parts], dim=1).cpu()  # one copy from a device
         self._check_finite(values, batch)
         unknown = sorted(set(batch["category"]) - set(self.categories))
         if unknown:
@@ -219,22 +212,15 @@ class Evaluator(Metric):
         numbers = [self.categories.index(name) for name in batch["category"]]
         rows = torch.tensor(numbers, dtype=torch.int64)
         index = batch["index"].cpu()
-        if has_pixels:
-            self._count_pixels(scores["anomaly_map"].detach(), batch, index, rows, defects)
+        if "anomaly_map" in scores and "mask" in batch:
+            self._count_pixels(scores["anomaly_map"].detach(), batch, index, rows)
         self.index.append(index)
         self.row.append(rows)
         self.label.append(batch["label"].cpu())
         self.score.append(values[:, 0])
         self.parts.append(values[:, 1:])
 
-    def _count_pixels(
-        self,
-        maps: Tensor,
-        batch: Batch,
-        index: Tensor,
-        rows: Tensor,
-        defects: list[Defects] | None,
-    ) -> None:
+    def _count_pixels(self, maps: Tensor, batch: Batch, index: Tensor, rows: Tensor) -> None:
         masks = batch["mask"]
         if maps.shape != masks.shape:
             raise ValueError(
@@ -249,9 +235,8 @@ class Evaluator(Metric):
         chosen = torch.tensor(fresh, dtype=torch.int64)
         if len(fresh) < len(index):
             maps, masks = (part[chosen.to(part.device)] for part in (maps, masks))
-            defects = None if defects is None else [defects[place] for place in fresh]
         names = [batch["path"][place] for place in fresh]
-        self.pixels.update(maps, masks, rows[chosen], names, defects)
+        self.pixels.update(maps, masks, rows[chosen], names)
         self.pixel_index.append(index[chosen])
         self._seen = seen
 
