@@ -55,6 +55,7 @@ BENCHMARKS = (
     Benchmark("startup"),
     Benchmark("export", (TILES, SQUEEZENET)),
     Benchmark("zero_shot"),
+    Benchmark("graphs"),
     Benchmark("musc", (TILES, SQUEEZENET)),
     Benchmark("synthesis"),
     Benchmark("feature_cache"),
