@@ -20,7 +20,7 @@ from anomaly_clip.metrics.pixel import (
     MAX_SEPARATE,
     MAX_WINDOWS,
     PIXEL_METRICS,
-    defect_weights,
+    anomalous_places,
     pixels_of,
 )
 from anomaly_clip.metrics.windows import HalfWindow
@@ -376,12 +376,14 @@ def test_anomalous_pixels_and_their_weights() -> None:
     masks[1, 0, :2] = masks[1, 2, 2] = True
     maps = torch.arange(18.0).view(2, 3, 3)
     for dtype in (torch.float32, torch.float16):
-        pixels = pixels_of(maps.to(dtype), torch.from_numpy(masks))
+        pixels = pixels_of(maps.to(dtype), torch.from_numpy(masks), (0.0, 17.0))
         assert pixels.weights.tolist() == [0.5, 0.5, 1.0]
         values = pixels.defects.view(np.float16) if dtype == torch.float16 else pixels.defects
         assert values.tolist() == [9, 10, 17]
         assert len(pixels.scores) == 18
-    assert len(defect_weights(masks[:1])) == 0
+    places, weights = anomalous_places(masks)
+    assert [at.tolist() for at in places] == [[], [0, 1, 8]]
+    assert weights.tolist() == [0.5, 0.5, 1.0]
 
 
 def test_states_can_be_merged() -> None:

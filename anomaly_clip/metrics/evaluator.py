@@ -20,12 +20,12 @@ from anomaly_clip.metrics.image import auroc, average_precision, bootstrap_auroc
 from anomaly_clip.metrics.pixel import (
     PIXEL_METRICS,
     PixelHistogram,
-    PixelRanking,
     PixelResult,
     concatenated,
     gather_any,
 )
 from anomaly_clip.metrics.pro import check_pro_options
+from anomaly_clip.metrics.ranking import PixelRanking
 from anomaly_clip.records import Batch, Scores
 
 if TYPE_CHECKING:
