@@ -52,6 +52,8 @@ TILES, SQUEEZENET = ("", "tiles"), ("--weights", "squeezenet")
 BENCHMARKS = (
     Benchmark("pixel_metrics"),
     Benchmark("detectors"),
+    Benchmark("coreset", (TILES, SQUEEZENET)),
+    Benchmark("patchcore_memory", (TILES, SQUEEZENET)),
     Benchmark("end_to_end", (TILES,)),
     Benchmark("startup"),
     Benchmark("export", (TILES, SQUEEZENET)),
