@@ -15,14 +15,9 @@ from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
 from anomaly_clip.maps import gaussian_blur
+from anomaly_clip.metric_values import PIXEL_METRICS
 from anomaly_clip.metrics import PixelHistogram, PixelRanking, pro
-from anomaly_clip.metrics.pixel import (
-    MAX_SEPARATE,
-    MAX_WINDOWS,
-    PIXEL_METRICS,
-    defect_weights,
-    pixels_of,
-)
+from anomaly_clip.metrics.pixel import MAX_SEPARATE, MAX_WINDOWS, defect_weights, pixels_of
 from anomaly_clip.metrics.windows import HalfWindow
 
 EXTREMES = [0.0, -0.0, 1e-45, -1e-45, 1e-20, 6e-8, 65519.0, 65521.0, 1e30, -1e30, 3.4e38, -3.4e38]

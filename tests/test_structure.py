@@ -14,12 +14,12 @@ LONGEST = 500
 MEDIAN = 185
 TESTED = 0.75
 CLOSURES = {
-    "sdp": 37,
-    "padim": 42,
-    "clip_ada": 39,
-    "sdp_plus": 41,
+    "sdp": 38,
+    "padim": 43,
+    "clip_ada": 40,
+    "sdp_plus": 42,
     "object_agnostic": 41,
-    "april_gan": 41,
+    "april_gan": 42,
 }
 """Maximum number of the package's modules that the import of a method loads."""
 

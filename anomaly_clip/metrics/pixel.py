@@ -35,8 +35,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 
-from anomaly_clip.metrics.bins import CELLS, Bins, Bounds, grouped, joined
-from anomaly_clip.metrics.curves import Curves, pixel_curves, sampled_counts
+from anomaly_clip.metric_values import PIXEL_METRICS, Bounds, Curves
+from anomaly_clip.metrics.bins import CELLS, Bins, grouped, joined
+from anomaly_clip.metrics.curves import pixel_curves, sampled_counts
 from anomaly_clip.metrics.image import as_array, is_finite, rank_sorted
 from anomaly_clip.metrics.pro import (
     area_under_pro,
@@ -58,16 +59,12 @@ from anomaly_clip.metrics.windows import (
 from anomaly_clip.progress import track
 
 __all__ = [
-    "PIXEL_METRICS",
-    "Bounds",
     "PixelHistogram",
     "PixelRanking",
     "PixelResult",
     "concatenated",
     "gather_any",
 ]
-
-PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1_max", "pixel_pro")
 
 ROUNDING = 1e-12
 """Rounding error of sums in double precision; bounds are widened by it."""
