@@ -11,8 +11,6 @@ processor seconds on one thread, the minimum over interleaved rounds. The baseli
   uint8 images to maps and all metrics.
 - For the memory of PaDiM's fit to many images, the memory of a fit to few. Each fit is measured in
   a separate process.
-- For one coreset centre of PatchCore, one product of the memory bank with a vector. The centres are
-  compared with those of the plain algorithm, which computes all differences.
 - For a training step of RD4AD, the forward pass of the same teacher, bottleneck and student, and
   the backward pass from the mean of the outputs, on normalised pixels, without loss and optimiser.
 
@@ -30,24 +28,21 @@ from multiprocessing import get_context
 from typing import Any
 
 import torch
-from common import Bound, at_least, at_most, fastest, parser, report
+from common import at_most, fastest, parser, report
 from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
-from anomaly_clip.methods import RD4AD, PaDiM, PatchCore
-from anomaly_clip.methods.coreset import k_centre_greedy, project
+from anomaly_clip.methods import RD4AD, PaDiM
 from anomaly_clip.metrics.evaluator import Evaluator
 from anomaly_clip.records import RANDOM, Batch, Scores
 
 IMAGES, SIDE, BATCH = 200, 256, 20
-BANK_IMAGES = 50
-CENTRES = 200
 FEW, MANY = 200, 800  # images of the two fits whose memory is compared
 STEPS, STEP_BATCH = 3, 16  # training steps of RD4AD, and their batch size
-BOUNDS = {"fit": 1.35, "test": 1.5, "memory": 1.05, "centre": 1.3, "rd4ad_step": 1.10}
-PARTS = ("memory", "padim", "centre", "rd4ad")
+BOUNDS = {"fit": 1.35, "test": 1.5, "memory": 1.05, "rd4ad_step": 1.10}
+PARTS = ("memory", "padim", "rd4ad")
 
 
 def squares(batch: int) -> Tensor:
@@ -155,48 +150,6 @@ def peak_of_fit(count: int) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def plain_k_centres(points: Tensor, count: int, start: int) -> Tensor:
-    """Return greedy centres by their definition, from all differences to each new centre."""
-    nearest = torch.full((len(points),), torch.inf)
-    chosen = [start]
-    while len(chosen) < count:
-        distance = (points - points[chosen[-1]]).square().sum(dim=1)
-        nearest = torch.minimum(nearest, distance)
-        chosen.append(int(nearest.argmax()))
-    return torch.tensor(chosen)
-
-
-@torch.no_grad()
-def time_centre(rounds: int) -> dict[str, Any]:
-    """Time a coreset centre and its baseline; compare the centres with the plain algorithm."""
-    method = PatchCore(CNNSettings("resnet18", RANDOM), image_size=SIDE)
-    batches = NoiseBatches(BANK_IMAGES + 10)
-    embedded = [method.embed(batch["image"]).flatten(0, 1) for batch in batches]
-    patches = torch.cat(embedded)[: BANK_IMAGES * embedded[0].shape[0] // BATCH]
-    points = project(patches, 0)
-    vector = points[0].clone()
-
-    def products() -> None:
-        for _ in range(CENTRES):
-            torch.mv(points, vector)
-
-    tasks = {
-        "product": products,
-        "few": lambda: k_centre_greedy(points, 1, 0),
-        "many": lambda: k_centre_greedy(points, CENTRES + 1, 0),
-    }
-    seconds = fastest(rounds, tasks)
-    ours = k_centre_greedy(points, CENTRES, 7)
-    return {
-        "patches": len(points),
-        "width": points.shape[1],
-        "product_ms": round(1e3 * seconds["product"] / CENTRES, 3),
-        "centre_ms": round(1e3 * (seconds["many"] - seconds["few"]) / CENTRES, 3),
-        "times": round((seconds["many"] - seconds["few"]) / seconds["product"], 3),
-        "same_as_plain": ours.equal(plain_k_centres(points, CENTRES, 7)),
-    }
-
-
 def time_step(rounds: int) -> dict[str, float]:
     """Return the seconds of RD4AD's steps and of its bare networks."""
     method = RD4AD(settings(), image_size=SIDE)
@@ -227,7 +180,6 @@ def main() -> int:
     torch.manual_seed(0)
     ratios: dict[str, float] = {}
     parts: dict[str, Any] = {}
-    bounds: dict[str, Bound] = {}
     if "memory" in options.only:
         with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
             few, many = (pool.apply(peak_of_fit, (count,)) for count in (FEW, MANY))
@@ -239,12 +191,6 @@ def main() -> int:
         ratios["fit"] = seconds["fit"] / seconds["forward"]
         ratios["test"] = seconds["test"] / seconds["forward"]
         parts["padim_seconds"] = {name: round(value, 2) for name, value in seconds.items()}
-    if "centre" in options.only:
-        parts["patchcore"] = time_centre(rounds)
-        ratios["centre"] = parts["patchcore"]["times"]
-        bounds["centres equal to the plain ones"] = at_least(
-            int(parts["patchcore"]["same_as_plain"]), 1
-        )
     if "rd4ad" in options.only:
         seconds = time_step(rounds)
         ratios["rd4ad_step"] = seconds["steps"] / seconds["bare"]
@@ -257,7 +203,7 @@ def main() -> int:
         "ratios": {name: round(value, 3) for name, value in ratios.items()},
         **parts,
     }
-    bounds |= {name: at_most(value, BOUNDS[name]) for name, value in ratios.items()}
+    bounds = {name: at_most(value, BOUNDS[name]) for name, value in ratios.items()}
     return report("detectors", values, bounds)
 
 

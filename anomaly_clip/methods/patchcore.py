@@ -8,7 +8,6 @@ unless stated otherwise; see docs/methods/patchcore.md.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
@@ -20,7 +19,12 @@ from anomaly_clip.backbones.towers import AnyBackbone, AnySettings, BackboneSett
 from anomaly_clip.errors import check_at_least, check_between
 from anomaly_clip.maps import gaussian_blur, resize_maps
 from anomaly_clip.memory import GB, check_room
-from anomaly_clip.methods.coreset import k_centre_greedy, project, projected_width
+from anomaly_clip.methods.coreset import (
+    k_centre_greedy,
+    project,
+    projected_width,
+    seconds_per_centre,
+)
 from anomaly_clip.methods.feature_method import FittedMethod, feature_sums
 from anomaly_clip.metrics.evaluator import EvaluatorSettings
 from anomaly_clip.progress import duration, say
@@ -120,7 +124,7 @@ class PatchCore(FittedMethod):
         rows = num_images * per_image
         cost = self.cost(rows, width)
         kept, narrow = self.num_kept(rows), self.projected_width(rows, width)
-        seconds = kept * _seconds_per_centre(rows, narrow, self.device)
+        seconds = kept * seconds_per_centre(rows, narrow, self.device)
         say(
             f"PatchCore: {num_images} images have {rows} patches of {width} values, and the bank "
             f"keeps {kept} patches; the fit takes about {sum(cost.values()) / GB:.2g} GB, and the "
@@ -278,15 +282,3 @@ def _distances(rows: Tensor, bank: Tensor) -> Tensor:
     if torch.compiler.is_compiling():  # ONNX has no cdist
         return torch.linalg.vector_norm(rows.unsqueeze(1) - bank, dim=-1)
     return torch.cdist(rows, bank, compute_mode="donot_use_mm_for_euclid_dist")
-
-
-def _seconds_per_centre(rows: int, width: int, device: torch.device) -> float:
-    """Estimate the time to select one centre by timing products with a smaller matrix."""
-    few = torch.zeros(min(rows, 20_000), width, device=device)
-    vector = torch.zeros(width, device=device)
-    float(torch.mv(few, vector)[0])  # float() waits for the result, also on a GPU
-    begun = time.perf_counter()
-    for _ in range(3):
-        product = torch.mv(few, vector)
-    float(product[0])
-    return (time.perf_counter() - begun) / 3 * rows / len(few)
