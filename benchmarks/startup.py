@@ -23,7 +23,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -131,7 +131,9 @@ def measured(folder: Path, rounds: int) -> tuple[dict[str, Any], dict[str, Bound
     call([*FIT, str(run)])
     call(["export", str(run), "--folder", str(exported)])
     places = {"RUN": str(run), "IMAGES": str(images)}
-    tasks = {name: partial(start, ["-c", code]) for name, code in IMPORTS.items()}
+    tasks: dict[str, Callable[[], object]] = {
+        name: partial(start, ["-c", code]) for name, code in IMPORTS.items()
+    }
     tasks |= {name: partial(call, words) for name, words in {**FRONT, **COMMANDS}.items()}
     best = fastest(rounds, tasks, clock=children_seconds, warm_up=0)  # the calls above were one
     image = str(next(images.iterdir()))
