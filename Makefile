@@ -9,7 +9,7 @@ TOOLS := .venv-tools
 LOWEST ?= python3.10
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test contract docs-test soak lowest newest audit dist lint format bench-status clean
+.PHONY: help setup demo test contract docs-test soak lowest newest audit dist lint format bench bench-status clean
 
 help:  ## show this list
 	@echo "anomaly_clip: visual anomaly detection with CLIP"
@@ -92,6 +92,10 @@ lint: $(STAMP)  ## run ruff, codespell, mypy and the check of the prose
 format: $(STAMP)  ## format and fix with ruff
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+# BENCH="--tiles DIR --squeezenet FILE --only startup export" gives data and chooses benchmarks.
+bench: $(STAMP)  ## run all benchmarks in order, which takes hours, and print a table of their bounds
+	@$(BIN)/python benchmarks/bench.py $(BENCH)
 
 bench-status: $(STAMP)  ## list the bounds of all benchmark results and report which are missed
 	@$(BIN)/python benchmarks/status.py

@@ -31,6 +31,7 @@ __all__ = [
     "LogProgress",
     "counted",
     "duration",
+    "muted",
     "number_of",
     "rate",
     "say",
@@ -59,6 +60,7 @@ NAME_WIDTH = 10
 """Width to which a column of names is folded in a narrow terminal."""
 
 _silent = False
+_muted = False
 _displays: list[Progress] = []
 """The display that ``track`` has started, if any: a second one would overwrite it."""
 _find_display: Callable[[], Progress | None] | None = None
@@ -133,6 +135,17 @@ def silence(silent: bool) -> None:
     _silent = silent
 
 
+@contextmanager
+def muted() -> Iterator[None]:
+    """Show neither messages nor progress within the ``with`` block."""
+    global _muted
+    before, _muted = _muted, True
+    try:
+        yield
+    finally:
+        _muted = before
+
+
 def track(
     items: Iterable[Item],
     title: str,
@@ -149,7 +162,7 @@ def track(
     """
     if total is None and isinstance(items, Sized):
         total = len(items)
-    if _silent or not _is_first_process() or total == 0:
+    if _silent or _muted or not _is_first_process() or total == 0:
         yield from items
     elif sees_bars():
         yield from _with_bar(items, title, total, clock)
@@ -225,6 +238,8 @@ def show_below(find: Callable[[], Progress | None]) -> None:
 
 def sees_bars() -> bool:
     """Return whether standard error can show bars: on a terminal, or in a notebook with widgets."""
+    if _muted:
+        return False
     console = Console(stderr=True)
     has_widgets = importlib.util.find_spec("ipywidgets") is not None  # without them, rich warns
     return console.is_interactive or (console.is_jupyter and has_widgets)
@@ -238,7 +253,7 @@ def _is_first_process() -> bool:
 
 def say(text: str, style: str | None = None) -> None:
     """Write a message to standard error (standard output is for results), on rank 0 only."""
-    if not _is_first_process():
+    if _muted or not _is_first_process():
         return
     running = _running_display()
     # In a notebook, rich would print HTML to the cell's results.

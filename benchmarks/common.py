@@ -18,9 +18,12 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from anomaly_clip import __version__
+
+if TYPE_CHECKING:
+    from typing_extensions import NotRequired  # in typing since Python 3.11
 
 __all__ = [
     "HEADER",
@@ -72,18 +75,26 @@ class Bound(TypedDict):
     rule: Literal["at most", "at least"]
     met: bool | None
     """None if nothing was measured."""
+    goal: NotRequired[float]
+    """A value beyond the bound that the benchmark should reach."""
 
 
-def at_most(value: float | None, bound: float) -> Bound:
-    """Return a value, rounded to six significant digits, with its upper bound."""
+def at_most(value: float | None, bound: float, goal: float | None = None) -> Bound:
+    """Return a value, rounded to six significant digits, with its upper bound and its goal."""
     met = None if value is None else value <= bound
-    return Bound(value=_shortened(value), bound=bound, rule="at most", met=met)
+    return _with_goal(Bound(value=_shortened(value), bound=bound, rule="at most", met=met), goal)
 
 
-def at_least(value: float | None, bound: float) -> Bound:
-    """Return a value, rounded to six significant digits, with its lower bound."""
+def at_least(value: float | None, bound: float, goal: float | None = None) -> Bound:
+    """Return a value, rounded to six significant digits, with its lower bound and its goal."""
     met = None if value is None else value >= bound
-    return Bound(value=_shortened(value), bound=bound, rule="at least", met=met)
+    return _with_goal(Bound(value=_shortened(value), bound=bound, rule="at least", met=met), goal)
+
+
+def _with_goal(bound: Bound, goal: float | None) -> Bound:
+    if goal is not None:
+        bound["goal"] = goal
+    return bound
 
 
 def _shortened(value: float | None) -> float | None:

@@ -19,6 +19,7 @@ from anomaly_clip.commands.batch import (
 from anomaly_clip.commands.interruption import PARENT, Interrupted
 from anomaly_clip.commands.library_messages import quieten
 from anomaly_clip.errors import UserError
+from anomaly_clip.progress import say
 
 
 @pytest.mark.parametrize("form", ["--resume RUN", "--resume=RUN"])
@@ -34,14 +35,25 @@ def test_resume_is_removed_from_the_arguments(form: str, tmp_path: Path) -> None
         pop_resume(["sweep", "--resume"], "sweep.json")
 
 
-def test_launchers_of_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    forbid_distributed_launch("each")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(
-        UserError, match=r"torchrun has started 2 copies of the command \(WORLD_SIZE\)"
-    ):
-        forbid_distributed_launch("each")
+@pytest.mark.parametrize(
+    ("variables", "launcher"),
+    [
+        ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}, "torchrun"),
+        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, "srun"),
+    ],
+)
+def test_launchers_of_several_processes_are_refused(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], launcher: str
+) -> None:
+    for name, text in variables.items():
+        monkeypatch.setenv(name, "1" if text == "2" else text)
+    forbid_distributed_launch("sweep")
+    for name, text in variables.items():
+        monkeypatch.setenv(name, text)
+    with pytest.raises(UserError) as caught:
+        forbid_distributed_launch("sweep")
+    expected = f"but {launcher} has started 2 copies of the command ({next(iter(variables))})"
+    assert expected in str(caught.value)
 
 
 def test_one_failure_does_not_stop_the_others(capsys: pytest.CaptureFixture[str]) -> None:
@@ -59,6 +71,19 @@ def test_one_failure_does_not_stop_the_others(capsys: pytest.CaptureFixture[str]
     assert "[4/4] d" in capsys.readouterr().err
     assert run_in_turn(jobs, "resume", UserError) == {"a": "a reason", "c": "no images"}
     assert done == ["b", "d", "b"]  # no job after the UserError of c
+
+
+def test_a_share_of_the_jobs_keeps_the_numbers_of_all(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        say("details")
+        raise ValueError("a reason")
+
+    jobs = {"b": lambda: say("details"), "d": fail}
+    assert run_in_turn(jobs, "resume", among="abcd", quiet=True) == {"d": "a reason"}
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["[2/4] b", "[4/4] d", "d failed: a reason"]
+    assert run_in_turn(jobs, "resume", among="abcd") == {"d": "a reason"}
+    assert capsys.readouterr().err.count("details") == 2
 
 
 def test_an_interruption_names_the_command_that_resumes() -> None:

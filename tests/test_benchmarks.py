@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -46,7 +47,11 @@ def test_a_stored_result_has_a_header_and_bounds(file: Path, common: ModuleType)
     unknown = [key for key in common.HEADER if header[key] is None]
     assert not unknown or "note" in header or unknown == ["threads"]
     for bound in content["bounds"].values():
-        assert set(bound) == {"value", "bound", "rule", "met"}
+        assert (
+            {"value", "bound", "rule", "met"}
+            <= set(bound)
+            <= {"value", "bound", "rule", "met", "goal"}
+        )
         value, rule, met = bound["value"], bound["rule"], bound["met"]
         assert rule in ("at most", "at least")
         if value is None:
@@ -169,21 +174,129 @@ def test_the_commit_is_that_of_the_checkout_or_unknown(
     assert common.commit(tmp_path) == "unknown"
 
 
-def test_the_status_counts_missed_bounds(common: ModuleType, tmp_path: Path) -> None:
-    results: dict[str, dict[str, Any]] = {
-        "one": {"speed": common.at_least(3.0, 2), "size": common.at_most(9.0, 8)},
-        "two": {"drift": common.at_most(None, 1)},
+def write_results(folder: Path, results: Mapping[str, Any], commit: str | None = None) -> None:
+    for name, bounds in results.items():
+        header = {
+            "commit": commit,
+            "date": "2026-01-02T03:04:05",
+            "machine": None,
+            "command": "run",
+        }
+        content = {"benchmark": name, "header": header, "bounds": bounds}
+        (folder / f"{name}.json").write_text(json.dumps(content))
+
+
+def test_the_table_has_floors_goals_and_the_number_of_missed_bounds(
+    common: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = {
+        "one": {"speed": common.at_least(3.0, 2, 4), "size": common.at_most(9.0, 8, 7)},
+        "two": {"drift": common.at_most(None, 1), "share": common.at_most(0.5, 1, 0.5)},
         "three": {},
     }
-    for name, bounds in results.items():
-        (tmp_path / f"{name}.json").write_text(json.dumps({"bounds": bounds}))
-    assert list(import_module("status").lines(tmp_path)) == [
-        "one: speed: 3, at least 2: met",
-        "one: size: 9, at most 8: MISSED",
-        "three: no bound",
-        "two: drift: -, at most 1: not measured",
-        "1 of 3 bounds are missed: one",
+    write_results(tmp_path, results, "abcdef0123456789-dirty")
+    assert import_module("status").print_table(tmp_path) == 1
+    table = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert table[:6] == [
+        ["benchmark", "name", "value", "floor", "goal", "verdict"],
+        ["one", "speed", "3", ">=", "2", ">=", "4", "met"],
+        ["one", "size", "9", "<=", "8", "<=", "7", "MISSED"],
+        ["three", "(no", "bound)"],
+        ["two", "drift", "-", "<=", "1", "not", "measured"],
+        ["two", "share", "0.5", "<=", "1", "<=", "0.5", "goal", "met"],
     ]
+    assert table[7] == ["one:", "abcdef012-dirty,", "2026-01-02,", "unknown", "machine:", "run"]
+    assert table[-1] == ["1", "of", "4", "bounds", "are", "missed:", "one"]
+
+
+def test_all_benchmarks_are_run_by_bench() -> None:
+    scripts = {
+        file.stem
+        for file in BENCHMARKS.glob("*.py")
+        if re.search(r"return report\(|= result\(", file.read_text(encoding="utf-8"))
+    }
+    run = [benchmark.name for benchmark in import_module("bench").BENCHMARKS]
+    assert sorted(run) == sorted(scripts - {"common", "soak"})  # soak: make soak
+
+
+def test_bench_gives_data_where_it_is_needed() -> None:
+    bench = import_module("bench")
+    benchmark = bench.Benchmark("a", (("", "tiles"),), (("--weights", "resnet"),), ("--fast",))
+    with pytest.raises(LookupError, match=r"--tiles"):
+        bench.arguments_of(benchmark, {"tiles": None, "resnet": Path("r")})
+    assert bench.arguments_of(benchmark, {"tiles": Path("t")}) == ["--fast", "t"]
+    given = {"tiles": Path("t"), "resnet": Path("r")}
+    assert bench.arguments_of(benchmark, given) == ["--fast", "t", "--weights", "r"]
+
+
+SCRIPT = """
+import json, sys
+ends = json.loads(open(sys.argv[1]).read())
+print("a line before the result")
+if ends["result"] is not None:
+    print(json.dumps(ends["result"]))
+sys.exit(ends["status"])
+"""
+
+
+@pytest.fixture
+def bench_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[ModuleType, Path]:
+    """Replace all benchmarks by one script, whose end a file determines."""
+    bench = import_module("bench")
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "thing.py").write_text(SCRIPT)
+    monkeypatch.setattr(bench, "ROOT", tmp_path)
+    monkeypatch.setattr(bench, "BENCHMARKS", (bench.Benchmark("thing", (("", "tiles"),)),))
+    monkeypatch.setattr(bench, "commit", lambda: "abc")
+    return bench, tmp_path
+
+
+@pytest.mark.parametrize(
+    ("value", "status", "expected", "message"),
+    [
+        (1.0, 0, 0, "thing: done"),
+        (3.0, 1, 1, "thing: done"),  # a missed bound is a result
+        (None, 0, 0, "thing: not run: a line before the result"),
+        (None, 1, 1, "thing: failed with exit status 1; its stored result is unchanged"),
+    ],
+)
+def test_bench_stores_results_of_complete_runs(
+    common: ModuleType,
+    bench_script: tuple[ModuleType, Path],
+    capsys: pytest.CaptureFixture[str],
+    value: float | None,
+    status: int,
+    expected: int,
+    message: str,
+) -> None:
+    bench, folder = bench_script
+    results = folder / "results"
+    results.mkdir()
+    write_results(results, {"thing": {"speed": common.at_most(2.0, 2)}}, "old")
+    before = (results / "thing.json").read_text()
+    bounds = {"speed": common.at_most(value, 2)}
+    result = {"benchmark": "thing", "header": {"commit": "abc"}, "bounds": bounds}
+    ends = folder / "ends.json"
+    ends.write_text(json.dumps({"result": None if value is None else result, "status": status}))
+    assert bench.main(["--tiles", str(ends)], results) == expected
+    assert message in capsys.readouterr().err
+    after = (results / "thing.json").read_text()
+    assert (after == before) == (value is None)
+    if value is not None:
+        assert json.loads(after) == result
+        assert bench.main(["--tiles", str(ends)], results) == expected
+        assert "thing: not run: measured at this commit" in capsys.readouterr().err
+
+
+def test_bench_names_what_is_missing(
+    bench_script: tuple[ModuleType, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench, folder = bench_script
+    assert bench.main([], folder) == 0
+    assert "thing: not run: it needs --tiles" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        bench.main(["--tiles", str(folder / "nowhere")], folder)
+    assert "nowhere does not exist" in capsys.readouterr().err
 
 
 def test_the_table_of_clip_methods_has_mean_minimum_and_maximum_over_seeds() -> None:

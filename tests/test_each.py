@@ -227,23 +227,6 @@ def test_a_resumed_run_does_not_need_its_original_configuration_file(
     assert "sigma: 2.0" in (run / "bottle" / "config-test.yaml").read_text()
 
 
-@pytest.mark.parametrize(
-    ("variable", "launcher"), [("WORLD_SIZE", "torchrun"), ("SLURM_NTASKS", "srun")]
-)
-def test_a_launcher_is_refused(
-    root: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    variable: str,
-    launcher: str,
-) -> None:
-    monkeypatch.setenv(variable, "2")
-    assert main(words(root, tmp_path)) == 2
-    assert f"{launcher} has started 2 copies of the command ({variable})" in capsys.readouterr().err
-    assert not list(tmp_path.glob("padim"))
-
-
 @pytest.mark.slow
 def test_the_checkpoint_of_an_interrupted_fit_is_replaced(root: Path, tmp_path: Path) -> None:
     line = words(root, tmp_path, "--data.categories", "[bottle]")

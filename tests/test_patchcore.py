@@ -182,7 +182,7 @@ def test_a_bank_larger_than_memory_is_refused(
     monkeypatch.setattr(memory, "available_memory", lambda _: 10_000)
     assert main(words("fit", mvtec_root, tmp_path / "runs")) == 2
     err = capsys.readouterr().err
-    assert "GB that are free on cpu: lower data.fraction or model.image_size" in err
+    assert "GB that are free on cpu: set model.memory_gb, or lower data.fraction" in err
     assert not list((tmp_path / "runs").glob("*/*"))
 
 
@@ -192,6 +192,7 @@ def test_a_bank_larger_than_memory_is_refused(
         ({"coreset": 0.0}, "model.coreset must be in"),
         ({"projection_eps": 1.0}, "model.projection_eps must be in"),
         ({"num_neighbours": 0}, "model.num_neighbours must be 1 or more"),
+        ({"memory_gb": 0}, "model.memory_gb must be above 0"),
         ({"layers": ["layer7"]}, r"model.layers must name spatial layers .*, got \['layer7'\]"),
     ],
 )
@@ -206,7 +207,7 @@ def test_patches_are_put_in_the_order_of_their_images() -> None:
     patches = torch.arange(12.0).view(6, 2, 1)  # two patches per image
     order = torch.tensor([4, 0, 2, 5, 1, 3])  # as gathered from the processes
     parts = [(rows, patches[rows]) for rows in order.split([1, 3, 2])]
-    assert_close(feature_method._in_order(parts), patches.flatten(0, 1), atol=0, rtol=0)
+    assert_close(feature_method.in_order(parts), patches.flatten(0, 1), atol=0, rtol=0)
     assert parts == []  # each part is freed after it is copied
 
 
@@ -226,7 +227,7 @@ def test_a_fit_needs_at_most_four_fifths_of_the_free_memory(
     assert method.cost(rows, width) == {torch.device("cpu"): needed}
     free = [needed * 5 // 4 - 1, needed * 5 // 4 + 1]
     monkeypatch.setattr(memory, "available_memory", lambda _: free[0])
-    with pytest.raises(ValueError, match=r"use 80% of the .* GB that are free on cpu: lower"):
+    with pytest.raises(ValueError, match=r"use 80% of the .* GB that are free on cpu: set"):
         method.on_fit_start()
     monkeypatch.setattr(memory, "available_memory", lambda _: free[1])
     method.on_fit_start()
@@ -242,4 +243,106 @@ def test_the_coreset_is_a_fraction_of_the_patches_but_never_empty(
 ) -> None:
     method = PatchCore(backbone, image_size=32, coreset=0.1, projection_eps=0.0)
     assert method.num_kept(num_patches) == size
-    assert len(method.choose(torch.randn(num_patches, 3))) == size
+    assert len(method.choose(torch.randn(num_patches, 3), num_patches)) == size
+
+
+PATCHES = 16  # of an image of 32 pixels
+
+
+def bounded(backbone: CNNBackbone, most: int, **options: Any) -> PatchCore:
+    """Return a method with memory for a number of patches, and for half of the next one."""
+    method = PatchCore(backbone, image_size=32, memory_gb=1.0, **options)
+    costs = [method.cost(rows, 384)[torch.device("cpu")] for rows in (most, most + 1)]
+    method.memory_gb = sum(costs) / 2 / memory.GB
+    return method
+
+
+@pytest.mark.parametrize("eps", [0.0, 0.9])
+def test_the_bound_is_the_memory_of_patches_points_and_half_of_the_patches(
+    eps: float, backbone: CNNBackbone
+) -> None:
+    method = bounded(backbone, 50, projection_eps=eps)
+    assert method.most_rows(384) == 50
+    points = 384 if eps == 0 else 2 * min(384, johnson_lindenstrauss_min_dim(50, eps=eps))
+    assert method.cost(50, 384) == {torch.device("cpu"): 4 * (75 * 384 + 50 * points + 150)}
+    assert PatchCore(backbone, image_size=32).most_rows(384) is None
+
+
+def bank_of(method: PatchCore, patches: Tensor, batch: int = 3) -> Tensor:
+    """Return the bank of images' patches ``(n, N, C)`` that arrive in batches."""
+    for index in torch.arange(len(patches)).split(batch):
+        method.hold(index, patches[index])
+    return method.choose(feature_method.in_order(method._parts), method._num_seen)
+
+
+def test_patches_in_memory_never_exceed_the_bound(
+    backbone: CNNBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = bounded(backbone, 50, coreset=0.25)
+    held: list[int] = []
+    thinned: list[tuple[int, int]] = []
+
+    def recorded(index: Tensor, features: Tensor) -> None:
+        hold(index, features)
+        held.append(sum(len(part) for part, _ in method._parts))
+
+    def counted(count: int) -> None:
+        thinned.append((sum(len(part) for part, _ in method._parts), count))
+        thin(count)
+
+    hold, thin = method.hold, method.thin
+    monkeypatch.setattr(method, "hold", recorded)
+    monkeypatch.setattr(method, "thin", counted)
+    patches = torch.randn(8, PATCHES, 384, generator=torch.Generator().manual_seed(0))
+    bank = bank_of(method, patches)
+    # Batches come in pieces of 25 and 23, 25 and 23, 25 and 7 patches. Each but the first two
+    # pieces makes room by a thinning, which leaves 25.
+    assert held == [48, 48, 32]
+    assert thinned == [(48, 25), (50, 25), (48, 25), (50, 25)]
+    rows = {tuple(row) for row in bank.tolist()}
+    assert len(bank) == len(rows) == 25  # half of the bound, not 32, a quarter of all patches
+    assert rows < {tuple(row) for row in patches.flatten(0, 1).tolist()}
+    assert torch.equal(bank_of(bounded(backbone, 50, coreset=0.25), patches), bank)
+    assert len(bank_of(bounded(backbone, 50, coreset=0.1), patches)) == 13  # a tenth of 128
+
+
+def test_a_bound_with_room_for_all_patches_changes_nothing(backbone: CNNBackbone) -> None:
+    patches = torch.randn(3, PATCHES, 384, generator=torch.Generator().manual_seed(0))
+    plain = bank_of(PatchCore(backbone, image_size=32, coreset=0.7), patches)
+    enough = bank_of(bounded(backbone, 3 * PATCHES, coreset=0.7), patches)
+    assert len(plain) == 34
+    assert torch.equal(enough, plain)
+
+
+def test_thinning_keeps_outliers_and_forgets_the_order_of_arrival(backbone: CNNBackbone) -> None:
+    method = PatchCore(backbone, image_size=32, memory_gb=1.0, projection_eps=0.0)
+    patches = torch.tensor([[0.0], [0.1], [9.0], [0.2], [-9.0], [0.3]]).unsqueeze(1)
+    kept = []
+    for order in ([0, 1, 2, 3, 4, 5], [4, 2, 0, 5, 3, 1]):
+        rows = torch.tensor(order)
+        method._parts = [(part, patches[part]) for part in rows.split(4)]
+        method.thin(3)
+        ((numbers, values),) = method._parts
+        assert torch.equal(values, patches[numbers])
+        kept.append(numbers.tolist())
+    assert kept[0] == kept[1]
+    assert {2, 4} < set(kept[0])
+
+
+@pytest.mark.parametrize("share", [0.4, 1.1])
+def test_a_bound_is_logged_and_refused_below_two_images(
+    share: float, mvtec_root: Path, backbone: CNNBackbone, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    method = bounded(backbone, round(2 * PATCHES * share), coreset=0.5)
+    data = SimpleNamespace(fit_samples=lambda: [None] * 9)
+    monkeypatch.setattr(PatchCore, "data", property(lambda _: data))
+    if share < 1:
+        message = r"model.memory_gb .* has room for 13 patches, but not for 32, .*: set it to 9."
+        with pytest.raises(ValueError, match=message):
+            method.on_fit_start()
+    else:
+        method.on_fit_start()
+        err = capsys.readouterr().err
+        assert "9 images have 144 patches of 384 values" in err
+        assert "the bank keeps 17 patches, with at most 35 of them in memory; the fit" in err

@@ -123,6 +123,16 @@ def test_three_processes_learn_together_and_test_as_one(command: Command, tmp_pa
         )
 
 
+@pytest.mark.parametrize("command", ["PatchCore"], indirect=True)
+def test_three_processes_share_the_memory_of_a_bank(command: Command, tmp_path: Path) -> None:
+    # Room for 407 of the 448 patches, so for 135 of the 192 in the process with three images.
+    run(command("fit", "--output.name=fit", "--model.memory_gb=0.00205"), 3)
+    file = tmp_path / "runs" / "fit" / "1-fit" / "checkpoints" / "last.ckpt"
+    bank = torch.load(file, weights_only=True)["state_dict"]["bank"]
+    assert bank.shape == (203, 384)  # half of 407, which is less than half of 448
+    assert len(bank.unique(dim=0)) == 203
+
+
 @pytest.mark.parametrize("command", ["RD4AD"], indirect=True)
 def test_batch_norm_alone_makes_a_difference(command: Command, tmp_path: Path) -> None:
     states = []

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from anomaly_clip.commands.experiment import UNREADABLE, ExperimentCLI, run_experiment
 from anomaly_clip.commands.interruption import PARENT, advise
+from anomaly_clip.commands.launch import launch_of
 from anomaly_clip.errors import UserError, reason
 from anomaly_clip.files import printable
-from anomaly_clip.progress import say
+from anomaly_clip.progress import muted, say
 from anomaly_clip.records import HasLoaderNeeds, LoaderNeeds
 from anomaly_clip.results.folder import METRICS_FILE, PREDICT_FILE, find_run
 
@@ -183,19 +184,21 @@ def forbid_distributed_launch(verb: str) -> None:
     Raises:
         UserError: If there are several copies, because each would run all experiments.
     """
-    for variable, launcher in (("WORLD_SIZE", "torchrun"), ("SLURM_NTASKS", "srun")):
-        if int(os.environ.get(variable, "1")) > 1:
-            raise UserError(
-                f"anomaly_clip {verb} starts the processes of every run itself, but {launcher} has "
-                f"started {os.environ[variable]} copies of the command ({variable}): start the "
-                f"command once, without {launcher}, and set --trainer.devices"
-            )
+    launch = launch_of(os.environ)
+    if launch is not None:
+        raise UserError(
+            f"anomaly_clip {verb} starts the processes of every run itself, but {launch.launcher} "
+            f"has started {launch.size} copies of the command ({launch.variable}): start the "
+            f"command once, without {launch.launcher}, and set --trainer.devices"
+        )
 
 
 def run_in_turn(
     jobs: Mapping[str, Callable[[], None]],
     resume: str,
     last: type[Exception] | tuple[type[Exception], ...] = (),
+    among: Sequence[str] | None = None,
+    quiet: bool = False,
 ) -> dict[str, str]:
     """Run all jobs, even if some fail; return the reasons of failures by job name.
 
@@ -203,15 +206,21 @@ def run_in_turn(
         jobs: Functions by job name.
         resume: Command that resumes the run after an interruption.
         last: Exceptions after which the remaining jobs are skipped.
+        among: Names of all jobs, if this process runs only some of them.
+        quiet: Whether to print only names and failures.
 
     Raises:
         Interrupted: After a signal; the message contains ``resume``.
     """
     failed: dict[str, str] = {}
-    for number, (name, job) in enumerate(jobs.items(), start=1):
-        say(f"[{number}/{len(jobs)}] {printable(name)}")
+    names = list(jobs if among is None else among)
+    for name, job in jobs.items():
+        say(f"[{names.index(name) + 1}/{len(names)}] {printable(name)}")
         try:
-            with advise(lambda: f"resume with {resume}"):
+            with (
+                advise(lambda: f"resume with {resume}"),
+                muted() if quiet else contextlib.nullcontext(),
+            ):
                 job()
         except Exception as error:  # the other jobs may still succeed
             failed[name] = str(error) if isinstance(error, UserError) else reason(error)

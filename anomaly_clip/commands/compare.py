@@ -24,6 +24,7 @@ from anomaly_clip.commands.batch import (
     DryRunCLI,
     check_directory,
     check_new_folder,
+    forbid_distributed_launch,
     pop_resume,
     working_in,
 )
@@ -159,6 +160,7 @@ def _run(options: argparse.Namespace, rest: Sequence[str]) -> int:
         for candidate in candidates:
             print(shlex.join(["anomaly_clip", "each", *rest, *_assigned(candidate.options)]))
         return 0
+    forbid_distributed_launch("compare")
     if options.folder is None:
         with user_errors():
             folder = create_run_folder(options.root.expanduser(), options.name, "compare")

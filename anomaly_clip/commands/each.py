@@ -1,28 +1,32 @@
 """``anomaly_clip each``: fit and test one model per category, then merge their metrics.
 
-Categories run one after the other, each in its own subfolder of the run. A category that fails does
-not stop the others. An interrupted run can be resumed. Zero-shot methods are only tested.
+Categories run one after the other, each in its own subfolder of the run; of several processes that
+torchrun or srun has started, process r of R takes the categories r, r + R, r + 2R, ... A category
+that fails does not stop the others. An interrupted run can be resumed. Zero-shot methods are only
+tested.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shlex
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning.pytorch import Trainer
 
 from anomaly_clip.commands.batch import (
     DryRunCLI,
     check_directory,
     check_new_folder,
     first_difference,
-    forbid_distributed_launch,
     pop_flag,
     pop_resume,
     run_in_turn,
@@ -30,8 +34,19 @@ from anomaly_clip.commands.batch import (
     working_in,
 )
 from anomaly_clip.commands.continued_fit import fit_in
+from anomaly_clip.commands.each_processes import (
+    Plan,
+    announced,
+    announcement,
+    only_run,
+    process_file,
+    wait_for_others,
+)
 from anomaly_clip.commands.experiment import arrange, known_options
+from anomaly_clip.commands.heartbeat import Heartbeat, Pulse, State
+from anomaly_clip.commands.interruption import advise
 from anomaly_clip.commands.last_step import LAST, last_checkpoint
+from anomaly_clip.commands.launch import Launch, as_single_process, launch_of
 from anomaly_clip.commands.library_messages import quieten
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.errors import UserError, user_errors
@@ -70,14 +85,52 @@ def run_each(words: Sequence[str]) -> int:
     Raises:
         UserError: If the run cannot be started.
     """
-    words, resumed = pop_resume(words, CONFIG)
-    words, lists_only = pop_flag(words, "--dry-run")
+    launch = launch_of(os.environ)
+    if launch is None:
+        return _begin(words, None)
+    if launch.rank > 0 and "--dry-run" in words:
+        return 0  # process 0 prints the commands
+    with as_single_process(launch):
+        return _begin(words, launch) if launch.rank == 0 else _take_part(words, launch)
+
+
+def _begin(words: Sequence[str], launch: Launch | None) -> int:
+    """Run as the first process, or the only one."""
     quieten()
-    if resumed is None:
-        return _list_fits(words) if lists_only else _run(words, None)
-    with working_in(_directory(resumed), resumed) as folder:
-        words = _words_of(folder, words)
-        return _list_fits(words) if lists_only else _run(words, folder)
+    with contextlib.ExitStack() as stack:
+        announce = stack.enter_context(announcement(words, launch))
+        words, resumed = pop_resume(words, CONFIG)
+        words, lists_only = pop_flag(words, "--dry-run")
+        folder = None
+        if resumed is not None:
+            folder = stack.enter_context(working_in(_directory(resumed), resumed))
+            words = _words_of(folder, words)
+        return _list_fits(words) if lists_only else _run(words, folder, launch, announce)
+
+
+def _take_part(words: Sequence[str], launch: Launch) -> int:
+    """Run as another process than the first, which prepares the run and joins the results."""
+    quieten()
+    plan = announced(words, launch)
+    if plan is None:
+        return 0  # the first process reports its mistake
+    is_elsewhere = Path(plan.directory) != Path.cwd()
+    folder = Path(plan.directory, plan.folder) if is_elsewhere else Path(plan.folder)
+    with working_in(plan.directory, folder), Heartbeat(process_file(folder, launch.rank)) as file:
+        failed: dict[str, str] = {}
+        try:
+            failed = _run_share(folder, plan, launch)
+        finally:
+            file.end(failed=json.dumps(failed))
+        if Pulse(process_file(folder, 0)).look() in (State.GONE, State.ABSENT):
+            say(
+                f"process 0 of {launch.size} has ended and joins no results: continue with "
+                f"{_resume_command(folder)}",
+                style="bold red",
+            )
+            return FAILED
+    # Not the exit code of a failed category, at which torchrun would end the others.
+    return 0
 
 
 class _PlanCLI(DryRunCLI):
@@ -89,6 +142,28 @@ class _PlanCLI(DryRunCLI):
 
 class _EachCLI(_PlanCLI):
     run_verb = "each"
+
+
+class _ShareCLI(_EachCLI):
+    """Command line of the first of several processes, each of which has one device."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Check that one device is requested, and build the trainer.
+
+        Raises:
+            UserError: If several are.
+        """
+        trainer = self.config[self._verb]["trainer"]
+        if trainer["devices"] not in ("auto", 1, "1", -1, "-1", [0]):
+            option = f"trainer.devices {trainer['devices']}"
+        elif trainer["num_nodes"] != 1:
+            option = f"trainer.num_nodes {trainer['num_nodes']}"
+        else:
+            return super().instantiate_trainer(**kwargs)
+        raise UserError(
+            f"{option}: torchrun or srun has started the processes of each, and every one runs its "
+            f"categories on one device: leave the option out"
+        )
 
 
 def _directory(folder: Path) -> str | None:
@@ -112,11 +187,45 @@ def _list_fits(words: Sequence[str]) -> int:
     return 0
 
 
-def _run(words: Sequence[str], resumed: Path | None) -> int:
-    forbid_distributed_launch("each")
+def _run(
+    words: Sequence[str],
+    resumed: Path | None,
+    launch: Launch | None,
+    announce: Callable[[Plan], None],
+) -> int:
+    """Prepare the run, fit and test, and merge the metrics."""
+    plan = _prepare(words, resumed, launch)
+    folder = Path(plan.folder)
+
+    def advice() -> str:
+        missing = [printable(name) for name in plan.categories if not _is_finished(plan, name)]
+        unfinished = "" if launch is None else f"unfinished: {', '.join(missing)}; "
+        return f"{unfinished}resume with {_resume_command(folder)}"
+
+    with only_run(folder), advise(advice):
+        announce(plan)
+        failed = _run_share(folder, plan, launch)
+        if launch is not None:
+            finished = partial(_is_finished, plan)
+            failed |= wait_for_others(folder, launch, plan.categories, finished)
+            failed = {name: failed[name] for name in plan.categories if name in failed}
+    if not plan.is_tested and not failed:
+        say(
+            f"{plan.root}: no folder is defective, so there is nothing to test on; fitted: {folder}"
+        )
+        return 0
+    code = _merge(folder, plan.categories, failed)
+    if failed and launch is not None:
+        names = ", ".join(map(printable, failed))
+        say(f"missing: {names}; continue with {_resume_command(folder)}", style="bold red")
+    return code
+
+
+def _prepare(words: Sequence[str], resumed: Path | None, launch: Launch | None) -> Plan:
+    """Check the command line and create the run's folder, with the configuration of all fits."""
     line = arrange(["fit", *words])[1:]
     with user_errors(known_options):
-        plan = _EachCLI(args=["fit", *line])
+        plan = (_EachCLI if launch is None else _ShareCLI)(args=["fit", *line])
     method, data, writer = plan.model, plan.datamodule, plan.writer
     try:
         categories = _categories(method, data)
@@ -135,30 +244,45 @@ def _run(words: Sequence[str], resumed: Path | None) -> int:
     except UserError:
         writer.abandon()
         raise
-    several = plan.trainer.world_size > 1
     folder = writer.folder
     if resumed is None and not (folder / CONFIG).is_file():
         write_json(folder / RECORD, {"directory": str(Path.cwd())})
         with atomic_path(folder / CONFIG) as temporary:
             temporary.write_text(writer.config, encoding="utf-8")
-    say(f"each {type(method).__name__} | {len(categories)} categories | run {folder}")
-    del plan, method  # each category builds its own from the same configuration
+    processes = "" if launch is None else f" | {launch.size} processes of {launch.launcher}"
+    name = type(method).__name__
+    say(f"each {name} | {len(categories)} categories{processes} | run {folder}")
+    several = plan.trainer.world_size > 1
+    return Plan(
+        str(folder), str(Path.cwd()), categories, several, is_fitted, is_tested, str(data.root)
+    )
+
+
+def _run_share(folder: Path, plan: Plan, launch: Launch | None) -> dict[str, str]:
+    """Run the categories of this process; return why some failed."""
+    names = plan.categories
     jobs = {
         name: partial(
             _run_category,
             *(folder / CONFIG, folder / safe_name(name), name),
-            *(several, is_fitted, is_tested),
+            *(plan.several, plan.is_fitted, plan.is_tested),
         )
-        for name in categories
+        for name in (names if launch is None else launch.share(names))
     }
+    is_quiet = launch is not None and launch.rank > 0
     with wandb_group(str(folder)):
-        failed = run_in_turn(jobs, f"anomaly_clip each --resume {shlex.quote(str(folder))}")
-    if not is_tested and not failed:
-        say(
-            f"{data.root}: no folder is defective, so there is nothing to test on; fitted: {folder}"
-        )
-        return 0
-    return _merge(folder, categories, failed)
+        return run_in_turn(jobs, _resume_command(folder), among=names, quiet=is_quiet)
+
+
+def _is_finished(plan: Plan, category: str) -> bool:
+    """Return whether a category is fitted and tested."""
+    marker = TESTED if plan.is_tested else FITTED
+    return (Path(plan.folder) / safe_name(category) / marker).is_file()
+
+
+def _resume_command(folder: Path) -> str:
+    """Return the command that continues a run."""
+    return f"anomaly_clip each --resume {shlex.quote(str(folder))}"
 
 
 def _check_checkpoints(plan: DryRunCLI) -> None:

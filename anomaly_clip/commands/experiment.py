@@ -72,6 +72,7 @@ __all__ = [
     "arrange",
     "class_of_checkpoint",
     "known_options",
+    "option_value",
     "run_experiment",
 ]
 
@@ -141,11 +142,11 @@ def arrange(words: Sequence[str], resumes: bool = False) -> list[str]:
             files += [word, rest.pop(0)]
         else:
             (files if word.startswith("--config=") else others).append(word)
-    checkpoint = _option(others, "--ckpt_path")
+    checkpoint = option_value(others, "--ckpt_path")
     is_enough = verb != "fit" or resumes
-    if is_enough and checkpoint and not files and _option(others, "--model") is None:
+    if is_enough and checkpoint and not files and option_value(others, "--model") is None:
         if is_last(checkpoint):
-            root, name, folder = (_option(others, f"--output.{n}") for n in OUTPUT)
+            root, name, folder = (option_value(others, f"--output.{n}") for n in OUTPUT)
             checkpoint = last_of_runs(verb, root or RUNS, name, folder)
             others += ["--ckpt_path", checkpoint]
         # The results get their own run folder instead of the fit's.
@@ -157,7 +158,7 @@ def arrange(words: Sequence[str], resumes: bool = False) -> list[str]:
     return [verb, *files, *others]
 
 
-def _option(words: Sequence[str], name: str) -> str | None:
+def option_value(words: Sequence[str], name: str) -> str | None:
     """Return the value of an option, or None if it is absent."""
     for word, following in zip_longest(words, words[1:]):
         if word.startswith(f"{name}="):

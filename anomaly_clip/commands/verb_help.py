@@ -68,7 +68,8 @@ TEXTS = {
     "each": "Fit and test one model per category in RUN/<category>/, then merge the metrics. "
     "--resume continues an interrupted run, inside the fit in progress, and skips the categories "
     "that are finished. --dry-run lists the commands of the fits. The results go into "
-    "--output.folder, or a new folder in --output.root/--output.name.",
+    "--output.folder, or a new folder in --output.root/--output.name. Processes that torchrun or "
+    "srun has started share the categories.",
 }
 USAGES = {
     "fit": ("--config NAME-or-FILE", "--model CLASS --data CLASS"),

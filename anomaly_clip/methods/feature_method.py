@@ -35,6 +35,7 @@ __all__ = [
     "TrainedMethod",
     "chosen_layers",
     "feature_sums",
+    "in_order",
 ]
 
 QUARTERS = {"layer1": 1, "layer2": 2, "layer3": 3, "layer4": 4}
@@ -376,12 +377,12 @@ class FittedMethod(FeatureMethod, ABC):
                 are removed one by one, so that they are not all in memory with the result.
         """
         if self.trainer.world_size == 1:
-            return _in_order(parts)
+            return in_order(parts)
         leads = self.trainer.is_global_zero
         of_all: list[Any] | None = [None] * self.trainer.world_size if leads else None
         torch.distributed.gather_object(parts, of_all)
         parts.clear()
-        return None if of_all is None else _in_order([part for rank in of_all for part in rank])
+        return None if of_all is None else in_order([part for rank in of_all for part in rank])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return an optimiser that is never used."""
@@ -426,7 +427,7 @@ class FittedMethod(FeatureMethod, ABC):
             setattr(self, name, value.to(dtype) if value.is_floating_point() else value)
 
 
-def _in_order(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
+def in_order(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
     """Return the patches ``(M, C)`` of all images, ordered by image index.
 
     Each part consists of image indices ``(n,)`` and patches ``(n, N, C)``. Parts are removed from

@@ -8,6 +8,7 @@ unless stated otherwise; see docs/methods/patchcore.md.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anomaly_clip.backbones.towers import AnyBackbone, AnySettings, BackboneSettings
-from anomaly_clip.errors import check_at_least, check_between
+from anomaly_clip.errors import check_above, check_at_least, check_between
 from anomaly_clip.maps import gaussian_blur, resize_maps
 from anomaly_clip.memory import GB, check_room
 from anomaly_clip.methods.coreset import (
@@ -25,7 +26,7 @@ from anomaly_clip.methods.coreset import (
     projected_width,
     seconds_per_centre,
 )
-from anomaly_clip.methods.feature_method import FittedMethod, feature_sums
+from anomaly_clip.methods.feature_method import FittedMethod, feature_sums, in_order
 from anomaly_clip.metrics.evaluator import EvaluatorSettings
 from anomaly_clip.progress import duration, say
 from anomaly_clip.records import Batch, Scores
@@ -55,6 +56,9 @@ class PatchCore(FittedMethod):
         num_neighbours: The image score is the largest patch distance, reduced if the bank is dense
             around the row nearest to that patch. The density is measured with this number of rows,
             including the nearest one. 1 turns the reduction off, as in the original code.
+        memory_gb: Most memory, in GB, that the fit takes for patches, their selection and the bank.
+            Whenever there are more patches, a coreset of half of them is kept. Default: all patches
+            of the training images are in memory.
         upsampling: Interpolation of the map: bilinear as in the original code, or nearest as in
             anomalib.
         sigma: Standard deviation of the Gaussian blur of the map, in pixels.
@@ -81,6 +85,7 @@ class PatchCore(FittedMethod):
         projection_eps: float = 0.9,
         bank_type: Literal["float32", "float16"] = "float32",
         num_neighbours: int = 9,
+        memory_gb: float | None = None,
         upsampling: Literal["bilinear", "nearest"] = "bilinear",
         sigma: float = 4.0,
         blur_border: Literal["edge", "inner"] = "edge",
@@ -92,11 +97,14 @@ class PatchCore(FittedMethod):
         check_between("model.coreset", coreset, 0, 1, open_low=True)
         check_between("model.projection_eps", projection_eps, 0, 0.999)
         check_at_least("model.num_neighbours", num_neighbours, 1)
+        if memory_gb is not None:
+            check_above("model.memory_gb", memory_gb, 0)
         check_at_least("model.sigma", sigma, 0)
         check_between("model.seed", seed, 0, 2**32 - 1)
         self.coreset = coreset
         self.projection_eps = projection_eps
         self.num_neighbours = num_neighbours
+        self.memory_gb = memory_gb
         self.upsampling = upsampling
         self.sigma = sigma
         self.blur_border = blur_border
@@ -105,14 +113,17 @@ class PatchCore(FittedMethod):
         self.save_hyperparameters(ignore=["backbone", "layers", "evaluator"])
         self.save_hyperparameters(self.plain_settings(layers))
         self._parts: list[tuple[Tensor, Tensor]] = []
+        self._num_seen = 0
 
     def on_fit_start(self) -> None:
         """Log the expected memory and time, and refuse a fit that needs too much memory.
 
         Raises:
-            ValueError: See :func:`~anomaly_clip.memory.check_room`.
+            ValueError: See :func:`~anomaly_clip.memory.check_room`; or if ``memory_gb`` has no room
+                for the patches of two images.
         """
         self._parts = []
+        self._num_seen = 0
         data = self.data
         if data is None:
             return
@@ -122,21 +133,51 @@ class PatchCore(FittedMethod):
         patch = self.embed(blank)
         per_image, width = patch.shape[1:]
         rows = num_images * per_image
-        cost = self.cost(rows, width)
-        kept, narrow = self.num_kept(rows), self.projected_width(rows, width)
-        seconds = kept * seconds_per_centre(rows, narrow, self.device)
+        held, kept = rows, self.num_kept(rows)
+        most = self.most_rows(width)
+        bounded = ""
+        if most is not None and most < rows:
+            self._check_bound(most, 2 * per_image * self._num_processes, width)
+            held, kept = most, min(kept, most // 2)
+            bounded = f", with at most {held} of them in memory"
+        cost = self.cost(held, width)
+        narrow = self.projected_width(held, width)
+        num_centres = kept + (rows - held)  # each half that was kept gives room to another
+        seconds = num_centres * seconds_per_centre(held, narrow, self.device)
         say(
             f"PatchCore: {num_images} images have {rows} patches of {width} values, and the bank "
-            f"keeps {kept} patches; the fit takes about {sum(cost.values()) / GB:.2g} GB, and the "
-            f"selection of the bank {duration(max(1, seconds))}"
+            f"keeps {kept} patches{bounded}; the fit takes about {sum(cost.values()) / GB:.2g} GB, "
+            f"and the selection of the bank {duration(max(1, seconds))}"
         )
         smaller = "" if self.bank_type.itemsize == 2 else ", or set model.bank_type float16"
-        way_out = f"lower data.fraction or model.image_size{smaller}"
-        check_room(cost, "PatchCore", f"{rows} patches", way_out)
+        way_out = f"set model.memory_gb, or lower data.fraction or model.image_size{smaller}"
+        if bounded:
+            way_out = "lower model.memory_gb"
+        check_room(cost, "PatchCore", f"{held} patches", way_out)
 
     def num_kept(self, rows: int) -> int:
         """Return the number of patches, out of ``rows``, that the bank keeps."""
         return max(1, round(self.coreset * rows))
+
+    def most_rows(self, width: int) -> int | None:
+        """Return the number of patches for which ``memory_gb`` has room, None if it is not set."""
+        if self.memory_gb is None:
+            return None
+        limit = self.memory_gb * GB
+        rows = range(1, 1 + int(limit) // (width * self.bank_type.itemsize))
+        return bisect_right(rows, limit, key=lambda rows: sum(self.cost(rows, width).values()))
+
+    def _check_bound(self, most: int, needed: int, width: int) -> None:
+        if most < needed:
+            least = 1.01 * sum(self.cost(needed, width).values()) / GB  # not rounded down
+            raise ValueError(
+                f"model.memory_gb {self.memory_gb} has room for {most} patches, but not for "
+                f"{needed}, those of two images in each process: set it to {least:.3g} or more"
+            )
+
+    @property
+    def _num_processes(self) -> int:
+        return 1 if self._trainer is None else self.trainer.world_size
 
     def projected_width(self, rows: int, width: int) -> int:
         """Return the number of values per patch during the selection of the bank."""
@@ -152,10 +193,11 @@ class PatchCore(FittedMethod):
         """
         size = self.bank_type.itemsize
         patches = rows * width * size
-        if self._trainer is not None and self.trainer.world_size > 1:
+        if self._num_processes > 1:
             patches *= 2  # gathered from all processes, then copied into order
         host, device = torch.device("cpu"), self.device
-        cost = {host: patches + self.num_kept(rows) * width * size}
+        kept = self.num_kept(rows) if self.memory_gb is None else rows // 2
+        cost = {host: patches + kept * width * size}
         narrow = self.projected_width(rows, width)
         same = narrow == width and self.bank_type == torch.float32 and device == host
         points = rows * narrow * 4 * (1 if same else 2)  # the points, and a centred copy
@@ -166,31 +208,68 @@ class PatchCore(FittedMethod):
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Keep the patches of a batch of normal images; return sums of features."""
         features = self.embed(batch["image"]).to(self.bank_type)
-        self._parts.append((batch["index"].cpu(), features.cpu()))
+        self.hold(batch["index"].cpu(), features.cpu())
         return {"features": feature_sums(features)}
+
+    def hold(self, index: Tensor, features: Tensor) -> None:
+        """Keep the patches ``(n, N, C)`` of images ``(n,)``, within the bound of the memory."""
+        per_image, width = features.shape[1:]
+        self._num_seen += len(index) * per_image
+        most = self.most_rows(width)
+        if most is None:
+            self._parts.append((index, features))
+            return
+        most = max(2, most // self._num_processes)
+        # Patches are now numbered one by one, as those of an image may be separated.
+        numbers = (index[:, None] * per_image + torch.arange(per_image)).flatten()
+        patches = features.reshape(-1, 1, width)
+        for some, of_some in zip(numbers.split(most // 2), patches.split(most // 2), strict=True):
+            if sum(len(number) for number, _ in self._parts) + len(some) > most:
+                self.thin(most // 2)
+            self._parts.append((some, of_some))
+
+    def thin(self, count: int) -> None:
+        """Keep a coreset of ``count`` of the patches in memory."""
+        numbers = torch.cat([number for number, _ in self._parts]).sort().values
+        patches = in_order(self._parts)
+        kept = self.select(patches, count)
+        self._parts.append((numbers[kept], patches[kept].unsqueeze(1)))
 
     def on_train_epoch_end(self) -> None:
         """Gather the patches of all processes, select the bank on the first one, and share it."""
+        num_seen = self.trainer.strategy.reduce(
+            torch.tensor(self._num_seen, device=self.device), reduce_op="sum"
+        )
         parts, self._parts = self._parts, []
         patches = self.gathered(parts)
-        bank = None if patches is None else self.choose(patches)
+        bank = None if patches is None else self.choose(patches, int(num_seen))
         bank = self.trainer.strategy.broadcast(bank)
         assert bank is not None
         self.check_finite(bank=bank)
         self.bank = bank.to(self.device)
 
-    def choose(self, patches: Tensor) -> Tensor:
-        """Return the coreset ``(K, C)`` of patches ``(M, C)``."""
-        count = self.num_kept(len(patches))
-        if count == len(patches):
-            return patches
+    def choose(self, patches: Tensor, num_seen: int) -> Tensor:
+        """Return the coreset ``(K, C)`` of patches ``(M, C)``.
+
+        Args:
+            patches: The patches in memory.
+            num_seen: Number of patches of all training images, of which ``coreset`` is a share.
+        """
+        most = self.most_rows(patches.shape[1])
+        count = self.num_kept(num_seen)
+        if most is not None and num_seen > most:
+            count = min(count, max(1, most // 2), len(patches))
+        return patches if count == len(patches) else patches[self.select(patches, count)]
+
+    def select(self, patches: Tensor, count: int) -> Tensor:
+        """Return the indices ``(count,)`` of a coreset of patches ``(M, C)``."""
         if self.projection_eps > 0:
             points = project(patches, self.seed, self.projection_eps, self.device)
         else:
             points = patches.float().to(self.device)
         generator = torch.Generator().manual_seed(self.seed)
         start = int(torch.randint(len(points), (), generator=generator))
-        return patches[k_centre_greedy(points, count, start)]
+        return k_centre_greedy(points, count, start)
 
     @torch.no_grad()
     def score(self, images: Tensor, categories: list[str]) -> Scores:

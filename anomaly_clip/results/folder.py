@@ -22,6 +22,8 @@ __all__ = [
     "claim_scratch",
     "create_run_folder",
     "find_run",
+    "has_ended",
+    "process_start",
     "remove_abandoned",
     "run_number",
 ]
@@ -120,7 +122,7 @@ def claim_scratch(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     owner = folder / f"owner-{os.getpid()}"
     if not owner.exists():
-        owner.write_text(f"{platform.node()}\n{_start_of(os.getpid())}", encoding="utf-8")
+        owner.write_text(f"{platform.node()}\n{process_start(os.getpid())}", encoding="utf-8")
 
 
 def remove_abandoned(root: Path) -> None:
@@ -143,22 +145,33 @@ def remove_abandoned(root: Path) -> None:
 def _is_gone(owner: Path) -> bool:
     """Return whether the process of a scratch folder has ended; False on another machine."""
     machine, _, start = owner.read_text(encoding="utf-8").partition("\n")
+    return has_ended(machine, int(owner.name.rpartition("-")[2]), start)
+
+
+def has_ended(machine: str, number: int, start: str) -> bool:
+    """Return whether a process has ended; False if it runs on another machine.
+
+    Args:
+        machine: Name of its machine.
+        number: Number of the process.
+        start: Its :func:`process_start`, as another process may have the number now.
+    """
     if machine != platform.node() or os.name == "nt":  # where os.kill ends a process
         return False
-    number = int(owner.name.rpartition("-")[2])
     try:
         os.kill(number, 0)
     except ProcessLookupError:
         return True
     except OSError:  # of another user
         pass
-    return _start_of(number) != start  # another process has the number now
+    return process_start(number) != start
 
 
-def _start_of(number: int) -> str:
-    """Return the start time of a process; empty where the system does not tell."""
+def process_start(number: int) -> str:
+    """Return the start time of a process; empty if it has ended, or the system does not tell."""
     try:
         content = Path(f"/proc/{number}/stat").read_text(encoding="utf-8", errors="replace")
-        return content.rpartition(")")[2].split()[19]
+        fields = content.rpartition(")")[2].split()
+        return "" if fields[0] == "Z" else fields[19]  # a zombie has ended
     except (OSError, IndexError):
         return ""
