@@ -43,7 +43,7 @@ QUIET = ["--trainer.enable_progress_bar", "false"]
 FIT = ["fit", *PATCHCORE, *DEMO, *COUNTS, *QUIET, "--output.folder"]
 TEST = ["test", "--ckpt_path", "RUN", *QUIET, "--output.folder"]
 PREDICT = ["predict", "--ckpt_path", "RUN", "--data", "ImageFolder", "--data.root", "IMAGES"]
-PREDICT += [*QUIET, "--output.folder"]
+PREDICT += ["--data.categories", "null", *QUIET, "--output.folder"]
 
 IMPORTS = {
     "python": "pass",
