@@ -63,6 +63,8 @@ WITHOUT_CLASSES = ("configs", "sweep", "prompts")
 USAGE_ERROR = 2
 STDERR = 2
 """File descriptor of standard error."""
+HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
+"""Variable with which torch asks Linux for large pages, which spares a CPU most page faults."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -86,6 +88,7 @@ def main(args: Sequence[str] | None = None) -> int:
     )
 
     forget_warnings()
+    os.environ.setdefault(HUGE_PAGES, "1")  # read by torch with its first tensor
     words = list(sys.argv[1:] if args is None else args)
     with _own_stderr(), _any_text_printed(), _quiet_pipes(), _short_warnings():
         try:

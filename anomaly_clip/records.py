@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEMO",
+    "EVALUATED",
     "RANDOM",
     "Batch",
     "Draw",
@@ -58,6 +59,9 @@ RANDOM = "random"
 
 DEMO = "demo"
 """Value of an option for weights that selects the small CLIP included in the package."""
+
+EVALUATED = frozenset({"label", "mask", "index"})
+"""Parts of a batch that no score depends on: an evaluation reads them on the CPU."""
 
 PACKAGES = (
     "anomaly_clip",

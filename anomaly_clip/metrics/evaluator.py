@@ -25,12 +25,12 @@ from anomaly_clip.metrics.curves import image_curves
 from anomaly_clip.metrics.image import auroc, average_precision, bootstrap_auroc, f1_max
 from anomaly_clip.metrics.pixel import (
     PixelHistogram,
-    PixelRanking,
     PixelResult,
     concatenated,
     gather_any,
 )
 from anomaly_clip.metrics.pro import check_pro_options
+from anomaly_clip.metrics.ranking import PixelRanking
 from anomaly_clip.records import Batch, Scores
 
 if TYPE_CHECKING:
@@ -171,7 +171,8 @@ class Evaluator(Metric):
         image_score = scores["image_score"].detach().float()
         num_images = len(batch["path"])
         parts = scores.get("score_parts", image_score.new_zeros(num_images, 0)).detach().float()
-        self._check_finite(torch.cat([image_score[:, None], parts], dim=1), batch)
+        values = torch.cat([image_score[:, None], parts], dim=1).cpu()  # one copy from a device
+        self._check_finite(values, batch)
         unknown = sorted(set(batch["category"]) - set(self.categories))
         if unknown:
             raise ValueError(
@@ -185,8 +186,8 @@ class Evaluator(Metric):
         self.index.append(index)
         self.row.append(rows)
         self.label.append(batch["label"].cpu())
-        self.score.append(image_score.cpu())
-        self.parts.append(parts.cpu())
+        self.score.append(values[:, 0])
+        self.parts.append(values[:, 1:])
 
     def _count_pixels(self, maps: Tensor, batch: Batch, index: Tensor, rows: Tensor) -> None:
         masks = batch["mask"]
@@ -202,8 +203,7 @@ class Evaluator(Metric):
                 fresh.append(place)
         chosen = torch.tensor(fresh, dtype=torch.int64)
         if len(fresh) < len(index):
-            on_device = chosen.to(maps.device)
-            maps, masks = maps[on_device], masks[on_device]
+            maps, masks = (part[chosen.to(part.device)] for part in (maps, masks))
         names = [batch["path"][place] for place in fresh]
         self.pixels.update(maps, masks, rows[chosen], names)
         self.pixel_index.append(index[chosen])
