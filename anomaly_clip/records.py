@@ -23,14 +23,14 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from anomaly_clip import __version__
 
 if TYPE_CHECKING:
+    import torch
     from lightning.pytorch import Trainer
+    from torch import Tensor
     from typing_extensions import NotRequired  # in typing since Python 3.11
 
 __all__ = [
@@ -267,6 +267,8 @@ class Encoder:
         Raises:
             OverflowError: If a value is NaN, or beyond the range of half precision.
         """
+        import torch
+
         with torch.no_grad():
             encoded = self.encode(images.to(self.device))
         halves = {key: value.half().contiguous() for key, value in encoded.items()}

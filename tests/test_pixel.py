@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
 from anomaly_clip.maps import gaussian_blur
+from anomaly_clip.metric_values import PIXEL_METRICS
 from anomaly_clip.metrics import PixelHistogram, PixelRanking, pro
 from anomaly_clip.metrics.pixel import (
     MAX_SEPARATE,
     MAX_WINDOWS,
-    PIXEL_METRICS,
     defects_of,
     pixels_of,
     pixels_on_device,

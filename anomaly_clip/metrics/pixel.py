@@ -34,8 +34,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 
-from anomaly_clip.metrics.bins import CELLS, Bins, Bounds, grouped, joined
-from anomaly_clip.metrics.curves import Curves, pixel_curves
+from anomaly_clip.metric_values import PIXEL_METRICS, Bounds, Curves
+from anomaly_clip.metrics.bins import CELLS, Bins, grouped, joined
+from anomaly_clip.metrics.curves import pixel_curves
 from anomaly_clip.metrics.pro import (
     check_pro_options,
     region_weights,
@@ -53,8 +54,6 @@ from anomaly_clip.metrics.windows import (
 )
 
 __all__ = [
-    "PIXEL_METRICS",
-    "Bounds",
     "Defects",
     "PixelHistogram",
     "PixelResult",
@@ -65,8 +64,6 @@ __all__ = [
     "image_extremes",
     "weights_of",
 ]
-
-PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1_max", "pixel_pro")
 
 ROUNDING = 1e-12
 """Rounding error of sums in double precision; bounds are widened by it."""
