@@ -58,13 +58,15 @@ class RunningMoments:
 
     def add(self, features: Tensor) -> None:
         """Add the features ``(B, N, C)`` of a batch of images."""
-        for part in features.split(AT_ONCE):
-            if self._num_waiting + len(part) > len(self._waiting):
-                self._update()
-            if not len(self._waiting):
-                self._waiting = part.new_empty(AT_ONCE, *part.shape[1:])
-            self._waiting[self._num_waiting : self._num_waiting + len(part)] = part
-            self._num_waiting += len(part)
+        if self._num_waiting + len(features) > len(self._waiting):
+            self._update()
+        if len(features) >= AT_ONCE:
+            self._include(features)
+            return
+        if not len(self._waiting):
+            self._waiting = features.new_empty(AT_ONCE, *features.shape[1:])
+        self._waiting[self._num_waiting : self._num_waiting + len(features)] = features
+        self._num_waiting += len(features)
 
     def take(self) -> Moments:
         """Return the mean and scatter of all features added, and reset the sums.
@@ -87,28 +89,26 @@ class RunningMoments:
         return moments
 
     def _update(self) -> None:
-        count = self._num_waiting
-        if count == 0:
-            return
-        waiting = self._waiting[:count]
-        if waiting.device.type == "mps":  # MPS has no float64
-            waiting = waiting.cpu()
-        device, positions = waiting.device, waiting.shape[1]
+        if self._num_waiting:
+            self._include(self._waiting[: self._num_waiting])
+            self._num_waiting = 0
+
+    def _include(self, features: Tensor) -> None:
+        if features.device.type == "mps":  # MPS has no float64
+            features = features.cpu()
+        device, positions = features.device, features.shape[1]
         if self.num_images == 0:
-            self._shift = waiting.mean(dim=0, dtype=torch.float64)
+            self._shift = features.mean(dim=0, dtype=torch.float64)
             self._sum = torch.zeros_like(self._shift)
             shape = (*self._shift.shape, self._shift.shape[-1])
             self._products = torch.zeros(shape, dtype=torch.float64, device=device)
         step = POSITIONS.get(device.type, positions)
         for start in range(0, positions, step):
             chunk = slice(start, start + step)
-            centred = (
-                waiting[:, chunk].double().sub_(self._shift[chunk]).transpose(0, 1)
-            )  # (P, B, C)
+            centred = (features[:, chunk] - self._shift[chunk]).transpose(0, 1)  # (P, B, C)
             self._sum[chunk] += centred.sum(dim=1)
             self._products[chunk].baddbmm_(centred.mT, centred)
-        self.num_images += count
-        self._num_waiting = 0
+        self.num_images += len(features)
 
 
 def merged_moments(local: Moments, trainer: Trainer) -> Moments:
