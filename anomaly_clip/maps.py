@@ -84,8 +84,10 @@ def gaussian_blur(
     if sigma == 0:
         return maps
     radius = int(truncate * sigma + 0.5)
-    rows = _blur_matrix(maps.shape[-2], float(sigma), radius, border).to(maps)
-    columns = _blur_matrix(maps.shape[-1], float(sigma), radius, border).to(maps)
+    rows, columns = (
+        _blur_matrix(size, float(sigma), radius, border, maps.device, maps.dtype)
+        for size in maps.shape[-2:]
+    )
     with torch.autocast(maps.device.type, enabled=False):  # or the products would be in 16 bits
         blocks = [block @ maps[..., band, :] for block, band in _blocks(rows, radius)]
         blurred = _joined(blocks, dim=-2)
@@ -117,8 +119,10 @@ def image_score(maps: Tensor, rule: ImageScoreRule = "max", fraction: float = 0.
 
 
 @cached_tensor(maxsize=32)
-def _blur_matrix(size: int, sigma: float, radius: int, border: str) -> Tensor:
-    """Return the ``(size, size)`` matrix that blurs a column, in float64, on the CPU."""
+def _blur_matrix(
+    size: int, sigma: float, radius: int, border: str, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """Return the ``(size, size)`` matrix that blurs a column, computed in float64 on the CPU."""
     offsets = torch.arange(-radius, radius + 1)
     kernel = torch.exp(-0.5 * (offsets.double() / sigma) ** 2)
     kernel /= kernel.sum()
@@ -128,7 +132,8 @@ def _blur_matrix(size: int, sigma: float, radius: int, border: str) -> Tensor:
     source = (torch.arange(size)[:, None] + offsets) % period
     source = torch.where(source < size, source, period - again - source)
     matrix = torch.zeros(size, size, dtype=torch.float64)
-    return matrix.scatter_add_(1, source, kernel.expand(size, -1).contiguous())
+    matrix.scatter_add_(1, source, kernel.expand(size, -1).contiguous())
+    return matrix.to(device, dtype)
 
 
 def _blocks(matrix: Tensor, radius: int) -> Iterator[tuple[Tensor, slice]]:
