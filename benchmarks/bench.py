@@ -52,6 +52,7 @@ TILES, SQUEEZENET = ("", "tiles"), ("--weights", "squeezenet")
 BENCHMARKS = (
     Benchmark("pixel_metrics"),
     Benchmark("detectors"),
+    Benchmark("end_to_end", (TILES,)),
     Benchmark("startup"),
     Benchmark("export", (TILES, SQUEEZENET)),
     Benchmark("zero_shot"),

@@ -61,7 +61,7 @@ def test_a_window_holds_its_range_and_each_score_lies_in_its_bin(
     keys = np.asarray(window.keys(array))
     assert ((keys[: len(scores)] > 0) & (keys[: len(scores)] < window.last)).all()
     assert (np.diff(keys[np.argsort(array)].astype(int)) >= 0).all()
-    bottom, top = window.edges()
+    bottom, top = window.edges(np.arange(NUM_BINS))
     inside = (keys > 0) & (keys < window.last)
     assert (bottom[keys] <= array)[inside].all()
     assert (array <= top[keys])[inside].all()

@@ -21,13 +21,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from anomaly_clip.metric_values import Bounds
 from anomaly_clip.metrics.image import Ranking
 from anomaly_clip.metrics.pro import area_of_steps, bounds_of_steps
 
-__all__ = ["CELLS", "Bins", "Bounds", "Ranked", "grouped", "joined", "rank_cells"]
-
-Bounds = dict[str, tuple[float, float]]
-"""Lowest and highest possible value of each metric, by name."""
+__all__ = ["CELLS", "Bins", "Ranked", "grouped", "joined", "rank_cells"]
 
 CELLS = 512
 """A group holds at most about one pixel in this many of the pixels that rank at or above it. Our
@@ -46,9 +44,9 @@ class Ranked(NamedTuple):
         occupied = self.anomalous > 0
         false_positives = self.normal.cumsum()
         return Ranking(
-            tied=torch.from_numpy(self.anomalous[occupied]),
-            above=torch.from_numpy((false_positives - self.normal)[occupied]),
-            at_least=torch.from_numpy(false_positives[occupied]),
+            tied=self.anomalous[occupied],
+            above=(false_positives - self.normal)[occupied],
+            at_least=false_positives[occupied],
             num_normal=int(self.normal.sum()),
         )
 
@@ -159,19 +157,20 @@ class Bins(NamedTuple):
         precision. The numbers of pixels that are surely, or possibly, at or above a pixel bound
         its precision in any order.
         """
-        p = self.anomalous
-        anomalous_above = _at_or_above(self.low, p, self.high)  # surely, without the bin itself
-        anomalous_above -= np.where(self.exact, p, 0)
-        normal_above = _at_or_above(self.high, self.normal, self.low)  # possibly
+        chosen = np.flatnonzero(self.anomalous)
+        bins, p = self.take(chosen), self.anomalous[chosen]
+        anomalous_above = _at_or_above(bins.low, p, bins.high)  # surely, without the bin itself
+        anomalous_above -= np.where(bins.exact, p, 0)
+        normal_above = _at_or_above(self.high, self.normal, bins.low)  # possibly
         # The j-th highest pixel of an inexact bin has at least j anomalous pixels at or above it.
         # The sum of its precisions exceeds the integral.
         start = np.maximum(anomalous_above + normal_above, 1)
         logarithm = np.log((anomalous_above + normal_above + p) / start)
         untied = np.where(normal_above > 0, p - normal_above * logarithm, p)
         tied = p * (anomalous_above + p) / np.maximum(anomalous_above + p + normal_above, 1)
-        lowest = np.where(self.exact, tied, untied)
-        most_anomalous = _at_or_above(self.high, p, self.low)  # possibly
-        least_normal = _at_or_above(self.low, self.normal, self.high)  # surely
+        lowest = np.where(bins.exact, tied, untied)
+        most_anomalous = _at_or_above(bins.high, p, bins.low)  # possibly
+        least_normal = _at_or_above(self.low, self.normal, bins.high)  # surely
         highest = p * most_anomalous / np.maximum(most_anomalous + least_normal, 1)
         total = int(p.sum())
         return float(lowest.sum()) / total, float(highest.sum()) / total
@@ -229,9 +228,12 @@ def _at_or_above(
     edges: NDArray[np.float64], counts: NDArray[np.int64], thresholds: NDArray[np.float64]
 ) -> NDArray[np.int64]:
     """Return the sum of the counts whose edge is at or above each threshold."""
-    order = np.argsort(edges, kind="stable")
-    below = np.concatenate([np.zeros(1, np.int64), counts[order].cumsum()])
-    return below[-1] - below[np.searchsorted(edges[order], thresholds, side="left")]
+    # A stable sort merges the ascending runs of both, faster than a binary search per threshold.
+    # An edge that equals a threshold comes after it, so it is not below.
+    order = np.argsort(np.concatenate([thresholds, edges]), kind="stable")
+    below = np.empty(len(order), np.int64)
+    below[order] = np.concatenate([np.zeros(len(thresholds), np.int64), counts])[order].cumsum()
+    return int(counts.sum()) - below[: len(thresholds)]
 
 
 def _fractions(

@@ -7,43 +7,24 @@ the highest threshold down. PRO curves use fractions of regions in place of anom
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from anomaly_clip.metric_values import Curve, Curves
+from anomaly_clip.metrics.image import Ranking
+
 __all__ = [
-    "CURVES",
-    "CURVES_FILE",
-    "Curve",
-    "Curves",
     "image_curves",
     "pixel_curves",
     "sampled_counts",
 ]
 
-CURVES_FILE = "curves.json"
-"""Name of the file of a run that contains the curves."""
-CURVES = ("image_roc", "image_pr", "pixel_roc", "pixel_pr", "pixel_pro")
-"""Names of the curves, in this order."""
-
 NUM_POINTS = 128
 """Points sampled along a curve; the end of the curve may add one."""
 SAMPLED = 4096
-"""Number of thresholds sampled from the scores of all pixels, and again from those of anomalous
-pixels, if every pixel may have a different score."""
-
-
-class Curve(NamedTuple):
-    """Points of a curve as fractions, in order; all of them lie on the exact curve."""
-
-    x: list[float]
-    y: list[float]
-
-
-Curves = Mapping[str, Curve]
-"""Curves by their names in `CURVES`; undefined curves (a single class) are left out."""
+"""Number of scores of anomalous pixels sampled if every pixel may have a different score."""
 
 
 def image_curves(scores: NDArray[np.floating], anomalous: NDArray[np.bool_]) -> Curves:
@@ -113,31 +94,32 @@ def region_overlap(regions: NDArray[np.float64], normal: NDArray[Any], fpr_limit
 
 
 def sampled_counts(
-    scores: NDArray[np.floating], defect: NDArray[np.floating], weights: NDArray[np.float64]
+    ranking: Ranking, shares: NDArray[np.float64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
     """Count the pixels that become positive at each of some thousands of thresholds.
 
+    Of each sampled score of anomalous pixels, one threshold lies just above the score, and one is
+    the score. Between them and the next scores, curves are straight.
+
     Args:
-        scores: Scores of all pixels, in ascending order.
-        defect: Scores of anomalous pixels, in ascending order.
-        weights: For each anomalous pixel, one over the size of its region, in the order of
-            ``defect``.
+        ranking: Ranking of the pixels.
+        shares: Fractions of the regions that have each score of the ranking.
 
     Returns:
         Counts of anomalous pixels, counts of normal pixels, and fractions of regions: the arguments
         of :func:`pixel_curves`.
     """
-    sampled = [values[_places(len(values), SAMPLED)] for values in (scores, defect)]
-    thresholds = np.unique(np.concatenate(sampled))
-    below, missed = (np.searchsorted(values, thresholds) for values in (scores, defect))
-    covered = np.concatenate([[0.0], weights.cumsum()])
-    true_positives = len(defect) - missed[::-1]
-    false_positives = len(scores) - below[::-1] - true_positives
-    overlap = covered[-1] - covered[missed[::-1]]
+    places = _places(len(ranking.tied), SAMPLED)
+    true_positives, overlap = ranking.true_positives, shares.cumsum()
+    tied = ranking.tied[places]
+
+    def both(before: NDArray[Any], after: NDArray[Any], last: float) -> NDArray[Any]:
+        return np.diff(np.append(np.stack([before, after], axis=1), last), prepend=0)
+
     return (
-        np.diff(true_positives, prepend=0),
-        np.diff(false_positives, prepend=0),
-        np.diff(overlap, prepend=0.0),
+        both(true_positives[places] - tied, true_positives[places], true_positives[-1]),
+        both(ranking.above[places], ranking.at_least[places], ranking.num_normal),
+        both(overlap[places] - shares[places], overlap[places], overlap[-1]),
     )
 
 

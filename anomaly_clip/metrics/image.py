@@ -29,20 +29,20 @@ __all__ = [
 
 
 class Ranking(NamedTuple):
-    """Counts at every distinct anomalous score, from the highest down, int64 ``(T,)`` each."""
+    """Counts at every distinct anomalous score, from the highest down, ``(T,)`` each."""
 
-    tied: Tensor
+    tied: NDArray[np.int64]
     """Anomalous items with this score."""
-    above: Tensor
+    above: NDArray[np.int64]
     """Normal items above this score."""
-    at_least: Tensor
+    at_least: NDArray[np.int64]
     """Normal items at or above this score."""
     num_normal: int
 
     @property
-    def true_positives(self) -> Tensor:
+    def true_positives(self) -> NDArray[np.int64]:
         """Anomalous items at or above each score."""
-        return self.tied.cumsum(dim=0)
+        return self.tied.cumsum()
 
     @property
     def num_anomalous(self) -> int:
@@ -58,28 +58,28 @@ class Ranking(NamedTuple):
         """See :func:`auroc`."""
         if not self.defined:
             return math.nan
-        below = 2 * self.num_normal - self.above - self.at_least  # doubled, because ties count half
-        total = 2 * self.num_anomalous * self.num_normal
+        total = 2 * self.num_anomalous * self.num_normal  # doubled, because ties count half
+        above = self.above + self.at_least
         # Integers are exact if the total fits; otherwise, doubles keep 15 digits.
-        fits = total < 2**63
-        return float((self.tied * below if fits else self.tied.double() * below).sum()) / total
+        tied = self.tied if total < 2**63 else self.tied.astype(np.float64)
+        return (total - (tied @ above).item()) / total
 
     def average_precision(self) -> float:
         """See :func:`average_precision`."""
         if not self.defined:
             return math.nan
-        true_positives = self.true_positives.double()
+        true_positives = self.true_positives
         precision = true_positives / (true_positives + self.at_least)
-        return float((self.tied * precision).sum() / self.num_anomalous)
+        return float(self.tied.astype(np.float64) @ precision) / self.num_anomalous
 
     def f1_max(self) -> float:
         """See :func:`f1_max`."""
         if not self.defined:
             return math.nan
-        true_positives = self.true_positives.double()
-        return float(
-            (2 * true_positives / (true_positives + self.at_least + self.num_anomalous)).max()
-        )
+        true_positives = self.true_positives
+        retrieved = true_positives + self.at_least
+        retrieved += self.num_anomalous
+        return float(2 * (true_positives / retrieved).max())
 
 
 def auroc(scores: Tensor, target: Tensor) -> float:
@@ -162,7 +162,8 @@ def _rank_on_device(scores: Tensor, target: Tensor) -> Ranking:
     in_order = scores.sort().values
     below = torch.searchsorted(in_order, values)
     not_above = torch.searchsorted(in_order, values, right=True)
-    return _ranking(tied, below, not_above, len(scores))
+    counts, low, high = (array.cpu().numpy() for array in (tied, below, not_above))
+    return _ranking(counts, low, high, len(scores))
 
 
 def rank_sorted(scores: NDArray[np.floating], anomalous: NDArray[np.floating]) -> Ranking:
@@ -170,8 +171,7 @@ def rank_sorted(scores: NDArray[np.floating], anomalous: NDArray[np.floating]) -
     last = np.flatnonzero(np.append(anomalous[1:] != anomalous[:-1], True))[: len(anomalous)]
     values, tied = anomalous[last], np.diff(last, prepend=-1)
     below, not_above = (np.searchsorted(scores, values, side) for side in ("left", "right"))
-    counts, low, high = (torch.from_numpy(array) for array in (tied, below, not_above))
-    return _ranking(counts, low, high, len(scores))
+    return _ranking(tied, below, not_above, len(scores))
 
 
 def as_array(scores: Tensor) -> NDArray[np.floating]:
@@ -181,16 +181,22 @@ def as_array(scores: Tensor) -> NDArray[np.floating]:
     return array
 
 
-def _ranking(tied: Tensor, below: Tensor, not_above: Tensor, num_scores: int) -> Ranking:
+def _ranking(
+    tied: NDArray[np.int64],
+    below: NDArray[np.int64],
+    not_above: NDArray[np.int64],
+    num_scores: int,
+) -> Ranking:
     """Subtract the anomalous items from the counts of all items to get those of normal items.
 
     Selecting and copying the normal scores instead would cost as much as sorting them.
     """
-    true_positives = tied.cumsum(dim=0)
+    true_positives = tied.cumsum()
     num_anomalous = int(tied.sum())
-    at_least = (num_scores - below) - (num_anomalous - true_positives + tied)
-    above = (num_scores - not_above) - (num_anomalous - true_positives)
-    return Ranking(tied.flip(0), above.flip(0), at_least.flip(0), num_scores - num_anomalous)
+    missed = num_anomalous - true_positives  # anomalous items below each score
+    at_least: NDArray[np.int64] = num_scores - below - missed - tied
+    above: NDArray[np.int64] = num_scores - not_above - missed
+    return Ranking(tied[::-1], above[::-1], at_least[::-1], num_scores - num_anomalous)
 
 
 def check_scores(scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

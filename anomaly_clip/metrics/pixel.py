@@ -24,9 +24,8 @@ pixels and region weights of a bin, ``TP``, ``FP`` and ``PRO`` their running sum
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,13 +34,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 
-from anomaly_clip.metrics.bins import CELLS, Bins, Bounds, grouped, joined
-from anomaly_clip.metrics.curves import Curves, pixel_curves, sampled_counts
-from anomaly_clip.metrics.image import as_array, is_finite, rank_sorted
+from anomaly_clip.metric_values import PIXEL_METRICS, Bounds, Curves
+from anomaly_clip.metrics.bins import CELLS, Bins, grouped, joined
+from anomaly_clip.metrics.curves import pixel_curves
 from anomaly_clip.metrics.pro import (
-    area_under_pro,
     check_pro_options,
-    in_order,
     region_weights,
     step_thresholds,
 )
@@ -55,19 +52,16 @@ from anomaly_clip.metrics.windows import (
     Window,
     separated,
 )
-from anomaly_clip.progress import track
 
 __all__ = [
-    "PIXEL_METRICS",
-    "Bounds",
     "PixelHistogram",
-    "PixelRanking",
     "PixelResult",
+    "anomalous_places",
+    "check_pixels",
     "concatenated",
     "gather_any",
+    "image_extremes",
 ]
-
-PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1_max", "pixel_pro")
 
 ROUNDING = 1e-12
 """Rounding error of sums in double precision; bounds are widened by it."""
@@ -84,15 +78,33 @@ MAX_SEPARATE = {False: 1 << 16, True: 1 << 19}
 """Number of bins of a row outside of windows, without and with ``fine``."""
 
 
-class PixelResult(NamedTuple):
-    """Metrics of one row, that is, of one of the separate evaluations."""
+class PixelResult:
+    """Metrics, bounds and curves of one row, that is, of one of the separate evaluations.
 
-    metrics: dict[str, float | None]
-    """Metric values by the names of `PIXEL_METRICS`; None if undefined (a single class)."""
-    bounds: Bounds
-    """Certified bounds; empty if the metrics are exact."""
-    curves: Curves = MappingProxyType({})
-    """Curves of the metrics; empty if undefined."""
+    Not a tuple or a data class: torchmetrics would search these for tensors, number by number.
+
+    Args:
+        metrics: Metric values by the names of `PIXEL_METRICS`; None if undefined (a single class).
+        bounds: Certified bounds; empty if the metrics are exact.
+        curves: Curves of the metrics; empty if undefined.
+    """
+
+    def __init__(
+        self, metrics: dict[str, float | None], bounds: Bounds, curves: Curves | None = None
+    ) -> None:
+        self.metrics = metrics
+        self.bounds = bounds
+        self.curves = curves or {}
+
+    def __iter__(self) -> Iterator[Any]:
+        """Return metrics, bounds and curves, in this order."""
+        return iter((self.metrics, self.bounds, self.curves))
+
+    def __eq__(self, other: object) -> bool:
+        """Return True if metrics, bounds and curves are equal."""
+        return isinstance(other, PixelResult) and tuple(self) == tuple(other)
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 class PixelHistogram(Metric):
@@ -208,7 +220,7 @@ class PixelHistogram(Metric):
         Args:
             maps: Floating ``(B, h, w)``; higher = more anomalous. Double precision is rounded to
                 float32.
-            masks: bool ``(B, h, w)``.
+            masks: bool ``(B, h, w)``, on any device; best on the CPU, which labels their regions.
             rows: int64 ``(B,)``, row of each image; default: the first row.
             names: Names of the images in error messages.
 
@@ -216,31 +228,33 @@ class PixelHistogram(Metric):
             ValueError: If shapes or types do not match, or a score is not finite. Nothing of the
                 batch is counted then.
         """
-        if maps.dtype == torch.float64:
-            maps = maps.float()
-        rows = check_pixels(maps, masks, rows, self.num_rows, names)
+        rows = check_pixels(maps, masks, rows, self.num_rows)
+        maps = maps.detach().float() if maps.dtype == torch.float64 else maps.detach()
         if not maps.numel():
             return
-        maps = maps.detach()
+        extremes = image_extremes(maps, names)
         for row in sorted(set(rows.tolist())):
             chosen = (rows == row).nonzero().squeeze(1)
-            same = slice(None) if len(chosen) == len(rows) else chosen.to(maps.device)
-            self._add(row, maps[same], masks[same])
+            some_maps, some_masks = maps, masks
+            if len(chosen) < len(rows):
+                some_maps, some_masks = (part[chosen.to(part.device)] for part in (maps, masks))
+            self._add(row, some_maps, some_masks, extremes[chosen.numpy()])
 
-    def _add(self, row: int, maps: Tensor, masks: Tensor) -> None:
+    def _add(self, row: int, maps: Tensor, masks: Tensor, extremes: NDArray[np.float64]) -> None:
         most = CHUNK if maps.device.type == "cpu" else DEVICE_CHUNK
         step = max(1, most // maps[0].numel())
         for start in range(0, len(maps), step):
-            part, mask = maps[start : start + step], masks[start : start + step]
+            part = slice(start, start + step)
+            low, high = float(extremes[part, 0].min()), float(extremes[part, 1].max())
             if self.pro_steps is not None:
-                low, high = part.aminmax()
-                extremes = torch.stack([-low, high]).to(self.extremes)
-                self.extremes[row] = self.extremes[row].maximum(extremes)
-            if part.dtype == torch.float32:
-                self._count(row, pixels_of(part, mask))
+                worst = torch.tensor([-low, high]).to(self.extremes)
+                self.extremes[row] = self.extremes[row].maximum(worst)
+            pixels = pixels_of(maps[part], masks[part], (low, high))
+            if maps.dtype == torch.float32:
+                self._count(row, pixels)
             else:
-                window = self._half.setdefault((row, part.dtype), HalfWindow(part.dtype))
-                window.count(pixels_of(part, mask))
+                window = self._half.setdefault((row, maps.dtype), HalfWindow(maps.dtype))
+                window.count(pixels)
 
     def _count(self, row: int, pixels: Pixels) -> None:
         """Count float32 pixels in the windows of a row, and the others in separate bins."""
@@ -312,111 +326,46 @@ class PixelHistogram(Metric):
         return PixelResult(metrics, wider, pixel_curves(*ranked, fpr_limit=self.fpr_limit))
 
 
-class PixelRanking(Metric):
-    """Keep the scores of all pixels and rank them exactly, in at most 12 bytes per pixel.
-
-    Args:
-        num_rows: Number of separate evaluations.
-        fpr_limit: False positive rate up to which PRO is integrated.
-        pro_steps: None: exact PRO. A number: PRO over that many equally spaced thresholds.
-    """
-
-    full_state_update = False
-
-    def __init__(
-        self, num_rows: int = 1, *, fpr_limit: float = 0.3, pro_steps: int | None = None
-    ) -> None:
-        super().__init__(dist_sync_fn=gather_any, compute_on_cpu=True)
-        check_pro_options(fpr_limit, pro_steps)
-        self.num_rows = num_rows
-        self.fpr_limit = fpr_limit
-        self.pro_steps = pro_steps
-        for row in range(num_rows):
-            for name in ("scores", "defect", "weight"):
-                self.add_state(f"{name}_{row}", [], dist_reduce_fx="cat")
-
-    def update(
-        self,
-        maps: Tensor,
-        masks: Tensor,
-        rows: Tensor | None = None,
-        names: Sequence[str] | None = None,
-    ) -> None:
-        """Add images; see :meth:`PixelHistogram.update`."""
-        rows = check_pixels(maps, masks, rows, self.num_rows, names)
-        maps, masks = maps.detach().cpu(), masks.cpu()
-        for row in sorted(set(rows.tolist())):
-            chosen = (rows == row).nonzero().squeeze(1)
-            # Indexing copies the images, so that the rest of the batch is not kept alive.
-            scores, mask = maps[chosen], masks[chosen].numpy()  # (b, h, w) each
-            self._state("scores", row).append(scores.flatten())
-            hit = [values[m] for values, m in zip(scores, mask, strict=True) if m.any()]
-            if hit:
-                self._state("defect", row).append(torch.cat(hit))
-                self._state("weight", row).append(torch.from_numpy(defect_weights(mask)))
-
-    def compute(self) -> list[PixelResult]:
-        """Return the metrics of all rows."""
-        return [self._row_result(row) for row in track(range(self.num_rows), "pixel metrics")]
-
-    def _row_result(self, row: int) -> PixelResult:
-        metrics: dict[str, float | None] = dict.fromkeys(PIXEL_METRICS)
-        scores, defect, weight = (
-            concatenated(self._state(name, row)) for name in ("scores", "defect", "weight")
-        )
-        if not 0 < len(defect) < len(scores):
-            return PixelResult(metrics, {})
-        ordered = as_array(scores)
-        ordered.sort()
-        hit, weights = in_order(as_array(defect), weight.numpy())
-        del defect, weight
-        ranking = rank_sorted(ordered, hit)
-        overlap = area_under_pro(ordered, hit, weights, self.fpr_limit, self.pro_steps, ranking)
-        values = (ranking.auroc(), ranking.average_precision(), ranking.f1_max(), overlap)
-        for name, value in zip(PIXEL_METRICS, values, strict=True):
-            metrics[name] = None if math.isnan(value) else value
-        curves = pixel_curves(*sampled_counts(ordered, hit, weights), fpr_limit=self.fpr_limit)
-        return PixelResult(metrics, {}, curves)
-
-    def _state(self, name: str, row: int) -> list[Tensor]:
-        state: list[Tensor] = getattr(self, f"{name}_{row}")
-        return state
-
-
-def pixels_of(maps: Tensor, masks: Tensor) -> Pixels:
+def pixels_of(maps: Tensor, masks: Tensor, extremes: tuple[float, float]) -> Pixels:
     """Return the pixels of maps ``(B, h, w)``; scores in half precision by their patterns."""
     half = maps.dtype != torch.float32
     maps = maps.contiguous().view(torch.int16) if half else maps.contiguous()
-    if maps.device.type == "cpu":
-        values, mask = maps.numpy(), masks.numpy()
-        values = values.view(np.uint16) if half else values
-        hit = [v[m] for v, m in zip(values, mask, strict=True) if m.any()]
-        defects = np.concatenate([np.zeros(0, values.dtype), *hit])
-        return Pixels(values.reshape(-1), defects, defect_weights(mask))
-    maps = maps.int() & 0xFFFF if half else maps
-    # Only masks with a defect go to the CPU, where regions are labelled.
-    chosen = masks.flatten(1).any(dim=1).nonzero().squeeze(1)  # (images,)
-    masks = masks[chosen]
-    defects = maps[chosen][masks].cpu().numpy()
-    return Pixels(maps.flatten(), defects, defect_weights(masks.cpu().numpy()))
+    places, weights = anomalous_places(masks.cpu().numpy())
+    if maps.device.type != "cpu":
+        return pixels_on_device(maps.int() & 0xFFFF if half else maps, places, weights, extremes)
+    values = maps.numpy().view(np.uint16) if half else maps.numpy()
+    hit = [image.reshape(-1).take(at) for image, at in zip(values, places, strict=True)]
+    return Pixels(values.reshape(-1), np.concatenate(hit), weights, extremes)
 
 
-def defect_weights(masks: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Return the region weights of all defect pixels of masks, in order."""
-    return np.concatenate([np.zeros(0), *(region_weights(mask) for mask in masks)])
-
-
-def check_pixels(
+def pixels_on_device(
     maps: Tensor,
-    masks: Tensor,
-    rows: Tensor | None,
-    num_rows: int,
-    names: Sequence[str] | None,
-) -> Tensor:
-    """Check a batch of pixels and return the rows of its images on the CPU.
+    places: Sequence[NDArray[np.int64]],
+    weights: NDArray[np.float64],
+    extremes: tuple[float, float],
+) -> Pixels:
+    """Return the pixels of maps whose scores stay on their device; see :func:`pixels_of`."""
+    starts = range(0, maps.numel(), maps[0].numel())
+    flat = [at + start for at, start in zip(places, starts, strict=True)]
+    chosen = torch.from_numpy(np.concatenate(flat)).to(maps.device)
+    scores = maps.flatten()
+    return Pixels(scores, scores[chosen].cpu().numpy(), weights, extremes)
+
+
+def anomalous_places(
+    masks: NDArray[np.bool_],
+) -> tuple[list[NDArray[np.int64]], NDArray[np.float64]]:
+    """Return the flat indices of each mask's defect pixels, and the region weights of all."""
+    places = [np.flatnonzero(mask) for mask in masks]
+    weights = [region_weights(mask, at) for mask, at in zip(masks, places, strict=True)]
+    return places, np.concatenate([np.zeros(0), *weights])
+
+
+def check_pixels(maps: Tensor, masks: Tensor, rows: Tensor | None, num_rows: int) -> Tensor:
+    """Check the form of a batch of pixels and return the rows of its images on the CPU.
 
     Raises:
-        ValueError: If shapes or types do not match, or a score is not finite.
+        ValueError: If shapes or types do not match.
     """
     if maps.ndim != 3 or maps.shape != masks.shape:
         raise ValueError(
@@ -426,13 +375,6 @@ def check_pixels(
     if not maps.is_floating_point() or masks.dtype != torch.bool:
         raise ValueError(
             f"metrics: expected floating maps and bool masks, got {maps.dtype} and {masks.dtype}"
-        )
-    if not is_finite(maps):
-        wrong = next(i for i, scores in enumerate(maps) if not is_finite(scores))
-        name = f"map {wrong} of the batch" if names is None else names[wrong]
-        raise ValueError(
-            f"metrics: {name} has a score that is NaN or infinite: try trainer.precision 32-true, "
-            "or fit again with a lower learning rate"
         )
     if rows is None:
         return torch.zeros(len(maps), dtype=torch.int64)
@@ -444,6 +386,29 @@ def check_pixels(
     if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < num_rows:
         raise ValueError(f"metrics: rows must be in 0 to {num_rows - 1}, got {rows.tolist()}")
     return rows
+
+
+def image_extremes(maps: Tensor, names: Sequence[str] | None) -> NDArray[np.float64]:
+    """Return the lowest and the highest score of each map, ``(B, 2)``.
+
+    Raises:
+        ValueError: If a score is not finite.
+    """
+    if maps.device.type == "cpu" and maps.dtype == torch.float32:
+        # numpy's two vectorised passes, the second of which reads the cache, beat torch's one.
+        pairs = [(image.min(), image.max()) for image in maps.numpy()]
+        extremes = np.array(pairs, dtype=np.float64).reshape(-1, 2)
+    else:
+        lowest, highest = maps.flatten(1).aminmax(dim=1)
+        extremes = torch.stack([lowest, highest], dim=1).double().cpu().numpy()
+    wrong = np.flatnonzero(~np.isfinite(extremes).all(axis=1))
+    if len(wrong):
+        name = f"map {wrong[0]} of the batch" if names is None else names[wrong[0]]
+        raise ValueError(
+            f"metrics: {name} has a score that is NaN or infinite: try trainer.precision 32-true, "
+            "or fit again with a lower learning rate"
+        )
+    return extremes
 
 
 def gather_any(tensor: Tensor, group: Any = None) -> list[Tensor]:

@@ -34,6 +34,8 @@ __all__ = [
     "Pixels",
     "Window",
     "halves",
+    "histogram",
+    "looked_up",
     "separated",
     "sorted_bins",
 ]
@@ -47,7 +49,7 @@ PATTERNS = 1 << 16
 """Number of scores in half precision."""
 BLOCK = 1 << 16
 """Pixels converted at once, so that intermediate results stay in the processor's cache."""
-CHUNK = 1 << 22
+CHUNK = 1 << 23
 """Pixels counted at once; `cv2.calcHist` counts in float32, exact up to 2^24."""
 FEW = 1 << 14
 """Up to this many pixels are sorted, which costs less than a histogram."""
@@ -63,6 +65,8 @@ LARGE = 100
 INTEGERS = 1 << 23
 """float32 has only integers from here to its double, so a sum in between is rounded to one. The
 last digits of its pattern are then those of the integer."""
+WIDE_TABLES = int(cv2.__version__.split(".")[0]) >= 5
+"""True if OpenCV looks up 16-bit keys."""
 OUTER = 8
 """Unused bins at the upper end. The upper end of the others is then exact in float32."""
 
@@ -75,10 +79,12 @@ class Pixels(NamedTuple):
     """Scores of the anomalous pixels, ``(d,)``."""
     weights: NDArray[np.float64]
     """One over the size of the region of each anomalous pixel, ``(d,)``."""
+    extremes: tuple[float, float] | None = None
+    """Lowest and highest score, if they have been computed already."""
 
     def range(self) -> tuple[float, float]:
         """Return the lowest and the highest score."""
-        return float(self.scores.min()), float(self.scores.max())
+        return self.extremes or (float(self.scores.min()), float(self.scores.max()))
 
     def cpu(self) -> Pixels:
         """Return the pixels with all scores on the CPU."""
@@ -106,12 +112,21 @@ class Window(ABC):
         self.regions = np.zeros(self.num_bins)
 
     @abstractmethod
-    def edges(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return the lowest and the highest score of each bin."""
+    def edges(self, bins: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the lowest and the highest score of each of some bins."""
 
     @abstractmethod
-    def keys(self, scores: Scores) -> Scores:
-        """Return the number of the bin of each score, as integers."""
+    def keys(self, scores: Scores, inside: bool = False) -> Scores:
+        """Return the number of the bin of each score, as integers.
+
+        Args:
+            scores: Scores.
+            inside: All of them lie in the range of the window.
+        """
+
+    def holds(self, extremes: tuple[float, float] | None) -> bool:
+        """Return True if all scores between these two lie in the range of the window."""
+        return False
 
     @abstractmethod
     def not_separated(self, counts: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -119,7 +134,9 @@ class Window(ABC):
 
     def count(self, pixels: Pixels) -> Pixels | None:
         """Count the pixels that the window separates, and return the others, if there are any."""
-        keys, hit = self.keys(pixels.scores), np.asarray(self.keys(pixels.defects))
+        inside = self.holds(pixels.extremes)
+        keys = self.keys(pixels.scores, inside)
+        hit = np.asarray(self.keys(pixels.defects, inside))
         counts = histogram(keys, self.num_bins)
         left = self.not_separated(counts)
         rest = None
@@ -128,7 +145,7 @@ class Window(ABC):
             return pixels
         if left.any():
             others = left[hit]
-            scores = pixels.scores[with_keys(keys, left, counts)]
+            scores = pixels.scores[with_keys(keys, left)]
             rest = Pixels(scores, pixels.defects[others], weights[others])
             hit, weights = hit[~others], weights[~others]
             counts[left] = 0
@@ -141,7 +158,7 @@ class Window(ABC):
     def bins(self) -> Bins:
         """Return the occupied bins."""
         chosen = np.flatnonzero(self.counts)
-        low, high = (edge[chosen] for edge in self.edges())
+        low, high = self.edges(chosen)
         positives = self.positives[chosen]
         return Bins(low, high, positives, self.counts[chosen] - positives, self.regions[chosen])
 
@@ -157,9 +174,9 @@ class HalfWindow(Window):
         self.dtype = dtype
         super().__init__(PATTERNS)
 
-    def edges(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def edges(self, bins: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the score of each pattern, twice; NaN and infinite scores do not occur."""
-        patterns = torch.arange(PATTERNS, dtype=torch.int32).to(torch.int16)
+        patterns = torch.from_numpy(bins.astype(np.uint16).view(np.int16))
         values = patterns.view(self.dtype).double().numpy()
         return values, values
 
@@ -170,7 +187,7 @@ class HalfWindow(Window):
             counts[0x8000] = 0
         return super().bins()
 
-    def keys(self, scores: Scores) -> Scores:
+    def keys(self, scores: Scores, inside: bool = False) -> Scores:
         """Return the patterns themselves."""
         return scores
 
@@ -224,39 +241,53 @@ class LinearWindow(Window):
         """Return True if another window has the same bins."""
         return (self.exponent, self.first) == (other.exponent, other.first)
 
-    def edges(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return the lowest and the highest float32 score of each bin."""
-        halves = np.arange(self.first - 0.5, self.first + self.num_bins)
-        edges = np.clip(np.ldexp(halves, self.exponent), -LARGEST, LARGEST)
-        near = edges.astype(np.float32)
-        # A score halfway between two integers is rounded to the even one, as is the first.
-        even = np.arange(len(edges)) % 2 == 0
-        with np.errstate(over="ignore"):  # in bins beyond all scores, which stay empty
-            above, below = (np.nextafter(near, np.float32(end)) for end in (np.inf, -np.inf))
-        low = np.where((near > edges) | ((near == edges) & even), near, above)[:-1]
-        high = np.where((near < edges) | ((near == edges) & ~even), near, below)[1:]
-        return low.astype(np.float64), high.astype(np.float64)
+    def edges(self, bins: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the lowest and the highest float32 score of each of some bins."""
+        even = bins % 2 == 0
+        columns = []
+        for half, inwards in ((-0.5, np.inf), (0.5, -np.inf)):
+            edges = np.ldexp(self.first + bins + half, self.exponent)
+            edges = np.clip(edges, -LARGEST, LARGEST)
+            near = edges.astype(np.float32)
+            beyond = near < edges if half < 0 else near > edges
+            # A score halfway between two integers is rounded to the even one, as is the first.
+            beyond |= (near == edges) & ~even
+            with np.errstate(over="ignore"):  # in bins beyond all scores, which stay empty
+                next_ones = np.nextafter(near, np.float32(inwards))
+            columns.append(np.where(beyond, next_ones, near).astype(np.float64))
+        return columns[0], columns[1]
 
-    def keys(self, scores: Scores) -> Scores:
-        """Return the bin of each score; 0 and `last` if it lies outside."""
+    def ends(self) -> tuple[float, float]:
+        """Return the scores at the centres of the first bin and of bin `last`."""
         ends = np.ldexp([self.first, self.first + self.last], self.exponent)
         low, high = np.clip(ends, -LARGEST, LARGEST).astype(np.float32)
+        return float(low), float(high)
+
+    def holds(self, extremes: tuple[float, float] | None) -> bool:
+        """Return True if all scores between these two lie in the range of the window."""
+        low, high = self.ends()
+        return extremes is not None and low <= extremes[0] and extremes[1] <= high
+
+    def keys(self, scores: Scores, inside: bool = False) -> Scores:
+        """Return the bin of each score; 0 and `last` if it lies outside."""
+        low, high = self.ends()
         up = LARGE if self.exponent < -LARGE else 0  # 2**149 exceeds the range of float32
         scale, shift = 2.0 ** -(self.exponent + up), float(INTEGERS - self.first)
         if isinstance(scores, Tensor):
-            sums = scores.clamp(float(low), float(high)) * 2.0**up * scale + shift
+            sums = scores.clamp(low, high) * 2.0**up * scale + shift
             return sums.view(torch.int32) & (self.num_bins - 1)
         keys = np.empty(len(scores), np.uint16 if self.num_bins <= PATTERNS else np.int32)
-        inside = len(scores) > 0 and low <= scores.min() and scores.max() <= high
+        buffer = np.empty(min(BLOCK, len(scores)), np.float32)
         for start in range(0, len(scores), BLOCK):
             block = scores[start : start + BLOCK]
+            place = buffer[: len(block)]
             if not inside:
-                block = np.clip(block, low, high)
-            block = block * np.float32(2.0**up if up else scale)
+                block = np.clip(block, np.float32(low), np.float32(high), out=place)
+            np.multiply(block, np.float32(2.0**up if up else scale), out=place)
             if up:
-                block *= np.float32(scale)
-            block += np.float32(shift)
-            keys[start : start + BLOCK] = block.view(np.int32)  # modulo 2^16
+                place *= np.float32(scale)
+            place += np.float32(shift)
+            keys[start : start + BLOCK] = place.view(np.int32)  # modulo 2^16
         return keys if self.num_bins <= PATTERNS else keys & (self.num_bins - 1)
 
     def not_separated(self, counts: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -287,17 +318,20 @@ def histogram(keys: Scores, num_bins: int) -> NDArray[np.int64]:
     return counts
 
 
-def with_keys(keys: Scores, chosen: NDArray[np.bool_], counts: NDArray[np.int64]) -> Any:
-    """Return the places of the chosen keys, given how often each key occurs."""
+def with_keys(keys: Scores, chosen: NDArray[np.bool_]) -> Any:
+    """Return the places of the chosen keys."""
     if isinstance(keys, Tensor):
         return torch.from_numpy(chosen).to(keys.device)[keys].nonzero().squeeze(1)
-    first, last = (int(key) for key in np.flatnonzero(chosen)[[0, -1]])
-    if keys.dtype != np.uint16 or int(counts[first : last + 1].sum()) * 4 > len(keys):
-        return np.flatnonzero(chosen[keys])
-    # A comparison with a range is faster than a table, which reads 64 KiB for every pixel.
-    inside = cv2.inRange(keys.reshape(1, -1), first, last).reshape(-1).view(np.bool_)
-    near = np.flatnonzero(inside)
-    return near[chosen[keys[near]]]
+    return np.flatnonzero(looked_up(chosen, keys))
+
+
+def looked_up(table: NDArray[np.bool_], keys: NDArray[np.integer]) -> NDArray[np.bool_]:
+    """Return the entry of each key, all of which are smaller than the length of the table."""
+    if not WIDE_TABLES or keys.dtype != np.uint16:
+        return table.take(keys, mode="clip")  # faster than an index, because nothing is checked
+    whole = np.zeros(PATTERNS, np.uint8)
+    whole[: len(table)] = table
+    return cv2.LUT(keys.reshape(1, -1), whole.reshape(1, -1)).reshape(-1).view(np.bool_)
 
 
 def separated(pixels: Pixels, cells: int = CELLS) -> Bins:

@@ -51,6 +51,7 @@ MODULES = {
     "metrics/classification.py": ("classification", "linear_probe"),
     "metrics/evaluator.py": ("evaluator", "curves"),
     "metrics/pixel.py": ("pixel", "evaluator"),
+    "metrics/ranking.py": ("ranking", "pixel"),
     "metrics/windows.py": ("windows", "pixel"),
     "progress.py": ("progress",),
     "recording/gallery.py": ("gallery", "page"),
