@@ -17,9 +17,11 @@ P = ParamSpec("P")
 def cached_tensor(maxsize: int) -> Callable[[Callable[P, Tensor]], Callable[P, Tensor]]:
     """Return a decorator that caches the tensor that a function computes from plain values.
 
-    A cached tensor is on the CPU and works with and without gradients and inference mode, whatever
-    the first call was in. Nothing is cached of a graph that is being traced, and nothing without
-    values, such as the fake tensors of ``torch.export``: a later call would get them.
+    A cached tensor is computed on the CPU and works with and without gradients and inference mode,
+    whatever the first call was in. A function that takes a device moves the tensor there itself: a
+    copy at each call would make the CPU wait for a GPU. Nothing is cached of a graph that is being
+    traced, and nothing without values, such as the fake tensors of ``torch.export``: a later call
+    would get them.
 
     Args:
         maxsize: Number of tensors that are kept.

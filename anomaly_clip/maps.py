@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -15,6 +16,9 @@ from anomaly_clip.errors import check_at_least, check_between
 __all__ = ["gaussian_blur", "image_score", "patches_to_map", "resize_maps"]
 
 ImageScoreRule = Literal["max", "mean", "top_mean"]
+BLOCK, BLOCK_ELSEWHERE = {"cpu": 64}, 256
+"""Rows of a blurred map computed at once, by device type. Small blocks skip more zeros, but
+other devices wait longer for many small products."""
 
 
 def patches_to_map(scores: Tensor, size: tuple[int, int], *, align_corners: bool = False) -> Tensor:
@@ -80,11 +84,15 @@ def gaussian_blur(
     if sigma == 0:
         return maps
     radius = int(truncate * sigma + 0.5)
-    rows = _blur_matrix(maps.shape[-2], float(sigma), radius, border).to(maps)
-    columns = _blur_matrix(maps.shape[-1], float(sigma), radius, border).to(maps)
+    rows, columns = (
+        _blur_matrix(size, float(sigma), radius, border, maps.device, maps.dtype)
+        for size in maps.shape[-2:]
+    )
     with torch.autocast(maps.device.type, enabled=False):  # or the products would be in 16 bits
-        blurred = _banded_product(rows, maps, radius)
-        return _banded_product(columns, blurred.mT, radius).mT.contiguous()
+        blocks = [block @ maps[..., band, :] for block, band in _blocks(rows, radius)]
+        blurred = _joined(blocks, dim=-2)
+        blocks = [blurred[..., band] @ block.T for block, band in _blocks(columns, radius)]
+        return _joined(blocks, dim=-1)
 
 
 def image_score(maps: Tensor, rule: ImageScoreRule = "max", fraction: float = 0.01) -> Tensor:
@@ -111,8 +119,10 @@ def image_score(maps: Tensor, rule: ImageScoreRule = "max", fraction: float = 0.
 
 
 @cached_tensor(maxsize=32)
-def _blur_matrix(size: int, sigma: float, radius: int, border: str) -> Tensor:
-    """Return the ``(size, size)`` matrix that blurs a column, in float64, on the CPU."""
+def _blur_matrix(
+    size: int, sigma: float, radius: int, border: str, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """Return the ``(size, size)`` matrix that blurs a column, computed in float64 on the CPU."""
     offsets = torch.arange(-radius, radius + 1)
     kernel = torch.exp(-0.5 * (offsets.double() / sigma) ** 2)
     kernel /= kernel.sum()
@@ -122,15 +132,18 @@ def _blur_matrix(size: int, sigma: float, radius: int, border: str) -> Tensor:
     source = (torch.arange(size)[:, None] + offsets) % period
     source = torch.where(source < size, source, period - again - source)
     matrix = torch.zeros(size, size, dtype=torch.float64)
-    return matrix.scatter_add_(1, source, kernel.expand(size, -1).contiguous())
+    matrix.scatter_add_(1, source, kernel.expand(size, -1).contiguous())
+    return matrix.to(device, dtype)
 
 
-def _banded_product(matrix: Tensor, maps: Tensor, radius: int, block: int = 256) -> Tensor:
-    """Compute ``matrix @ maps`` in blocks of rows, skipping the zeros outside the band."""
-    size = matrix.shape[0]
-    parts = []
-    for start in range(0, size, block):
-        stop = min(size, start + block)
-        low, high = max(0, start - radius), min(size, stop + radius)
-        parts.append(matrix[start:stop, low:high] @ maps[..., low:high, :])
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)
+def _blocks(matrix: Tensor, radius: int) -> Iterator[tuple[Tensor, slice]]:
+    """Yield blocks of rows of a banded matrix without the zeros, with the columns of each."""
+    size, step = matrix.shape[0], BLOCK.get(matrix.device.type, BLOCK_ELSEWHERE)
+    for start in range(0, size, step):
+        stop = min(size, start + step)
+        band = slice(max(0, start - radius), min(size, stop + radius))
+        yield matrix[start:stop, band], band
+
+
+def _joined(parts: list[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)

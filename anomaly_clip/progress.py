@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import TypeVar
 
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -162,7 +162,7 @@ def track(
     """
     if total is None and isinstance(items, Sized):
         total = len(items)
-    if _silent or _muted or getattr(rank_zero_only, "rank", 0) != 0 or total == 0:
+    if _silent or _muted or not _is_first_process() or total == 0:
         yield from items
     elif sees_bars():
         yield from _with_bar(items, title, total, clock)
@@ -245,10 +245,15 @@ def sees_bars() -> bool:
     return console.is_interactive or (console.is_jupyter and has_widgets)
 
 
-@rank_zero_only
+def _is_first_process() -> bool:
+    """Return whether this process has rank 0; without Lightning there is only one process."""
+    lightning = sys.modules.get("lightning.fabric.utilities.rank_zero")
+    return lightning is None or lightning.rank_zero_only.rank == 0
+
+
 def say(text: str, style: str | None = None) -> None:
     """Write a message to standard error (standard output is for results), on rank 0 only."""
-    if _muted:
+    if _muted or not _is_first_process():
         return
     running = _running_display()
     # In a notebook, rich would print HTML to the cell's results.

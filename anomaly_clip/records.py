@@ -23,18 +23,19 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from anomaly_clip import __version__
 
 if TYPE_CHECKING:
+    import torch
     from lightning.pytorch import Trainer
+    from torch import Tensor
     from typing_extensions import NotRequired  # in typing since Python 3.11
 
 __all__ = [
     "DEMO",
+    "EVALUATED",
     "RANDOM",
     "Batch",
     "Draw",
@@ -58,6 +59,9 @@ RANDOM = "random"
 
 DEMO = "demo"
 """Value of an option for weights that selects the small CLIP included in the package."""
+
+EVALUATED = frozenset({"label", "mask", "index"})
+"""Parts of a batch that no score depends on: an evaluation reads them on the CPU."""
 
 PACKAGES = (
     "anomaly_clip",
@@ -263,6 +267,8 @@ class Encoder:
         Raises:
             OverflowError: If a value is NaN, or beyond the range of half precision.
         """
+        import torch
+
         with torch.no_grad():
             encoded = self.encode(images.to(self.device))
         halves = {key: value.half().contiguous() for key, value in encoded.items()}

@@ -52,9 +52,13 @@ TILES, SQUEEZENET = ("", "tiles"), ("--weights", "squeezenet")
 BENCHMARKS = (
     Benchmark("pixel_metrics"),
     Benchmark("detectors"),
+    Benchmark("coreset", (TILES, SQUEEZENET)),
+    Benchmark("patchcore_memory", (TILES, SQUEEZENET)),
+    Benchmark("end_to_end", (TILES,)),
     Benchmark("startup"),
     Benchmark("export", (TILES, SQUEEZENET)),
     Benchmark("zero_shot"),
+    Benchmark("graphs"),
     Benchmark("musc", (TILES, SQUEEZENET)),
     Benchmark("synthesis"),
     Benchmark("feature_cache"),

@@ -41,6 +41,7 @@ from gpu_lab import (
     matrix_precision,
     mixed,
     on_device,
+    on_device_to_score,
     pinned,
 )
 from gpu_training import time_steps
@@ -102,7 +103,7 @@ def score_all(sdp: SDP, batches: Sequence[Batch]) -> None:
 def measure_all(lab: Lab, sdp: SDP, categories: list[str], batches: Sequence[Batch]) -> None:
     evaluator = Evaluator(categories).to(lab.device)
     for number, batch in enumerate(batches):
-        moved = on_device(lab.device, batch)
+        moved = on_device_to_score(lab.device, batch)
         evaluator.update(sdp.predict_step(moved, number), moved)
     evaluator.compute()
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anomaly_clip.records import DEMO, Batch
+from anomaly_clip.records import DEMO, EVALUATED, Batch
 
 __all__ = [
     "B_16",
@@ -28,6 +28,7 @@ __all__ = [
     "mixed",
     "noise",
     "on_device",
+    "on_device_to_score",
     "pinned",
     "smooth_images",
 ]
@@ -220,6 +221,17 @@ def _each_tensor(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
 def on_device(device: torch.device, batch: Batch) -> Batch:
     """Move a batch to the device."""
     return _each_tensor(batch, lambda value: value.to(device, non_blocking=True))
+
+
+def on_device_to_score(device: torch.device, batch: Batch) -> Batch:
+    """Move a batch to the device as a test does: without labels and masks, which the CPU reads."""
+    moved = {
+        name: value.to(device, non_blocking=True)
+        if isinstance(value, Tensor) and name not in EVALUATED
+        else value
+        for name, value in batch.items()
+    }
+    return Batch(**moved)  # type: ignore[typeddict-item]
 
 
 def pinned(batch: Batch) -> Batch:

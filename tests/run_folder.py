@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from anomaly_clip.files import read_csv, write_csv, write_json
+from anomaly_clip.metric_values import METRICS
 from anomaly_clip.metrics.curves import image_curves
-from anomaly_clip.metrics.evaluator import METRICS
 from anomaly_clip.reporting.page import PAGE, write_page
 
 

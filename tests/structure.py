@@ -26,7 +26,7 @@ BASE = (
     *("cache_files", "documents", "exhaustion", "folders", "masks", "memory"),
     "schedules",
     "callbacks",
-    "constant_tensors",
+    *("constant_tensors", "lazy_names", "metric_values"),
 )
 """Base modules: every module may import them; within the package they import only each other."""
 
@@ -58,7 +58,6 @@ ACROSS_LAYERS = {
     "recording": ("metrics",),
     "exporting": ("metrics", "demo"),
     "reporting": ("metrics",),
-    "results": ("metrics",),
 }
 """Further subpackages to import only names and pure functions from, such as metric names."""
 
@@ -138,7 +137,7 @@ class PackageStructure:
             return
         package = f"{base}.__init__" if base else "__init__"
         if package in self.modules:
-            for node in self.modules[package].body:
+            for node in _with_lazy_imports(self.modules[package]):
                 if isinstance(node, ast.ImportFrom) and node.module and _binds(node, name):
                     source = node.module.removeprefix(PACKAGE).lstrip(".")
                     yield from self._name(source, name)
@@ -218,6 +217,12 @@ class PackageStructure:
                 if isinstance(called, ast.Name) and called.id in names:
                     return True
         return False
+
+
+def _with_lazy_imports(tree: ast.Module) -> Iterator[ast.stmt]:
+    """Yield the statements of a package, with the imports of its lazy names."""
+    for node in tree.body:
+        yield from node.body if isinstance(node, ast.If) else [node]
 
 
 def _binds(node: ast.ImportFrom, name: str) -> bool:

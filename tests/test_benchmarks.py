@@ -8,9 +8,10 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -207,6 +208,21 @@ def test_the_table_has_floors_goals_and_the_number_of_missed_bounds(
     ]
     assert table[7] == ["one:", "abcdef012-dirty,", "2026-01-02,", "unknown", "machine:", "run"]
     assert table[-1] == ["1", "of", "4", "bounds", "are", "missed:", "one"]
+
+
+def test_a_graph_pays_after_the_images_whose_saving_is_its_cost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    graphs = import_module("graphs")
+    times = {"torch": 0.8, "onnx": 0.4, "compile": 1.2}  # of a batch of 4
+    monkeypatch.setattr(graphs, "fastest", lambda rounds, tasks: times)
+    ramp = np.arange(10.0, 15.0)
+    maps = {"torch": ramp, "onnx": ramp - np.array([0, 0, 0.002, 0.004, 0]), "compile": ramp}
+    tasks = {name: lambda _, values=values: (None, values) for name, values in maps.items()}
+    row = graphs.measured(SimpleNamespace(image_size=2), tasks, 4, {"onnx": 3.05}, 1)
+    assert row["fraction"] == {"onnx": 0.5, "compile": 1.5}
+    assert row["images_to_pay"] == {"onnx": 31, "compile": None}  # 3.05 s / 0.1 s, upwards
+    assert row["map_difference"] == pytest.approx(0.001)
 
 
 def test_all_benchmarks_are_run_by_bench() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from run_folder import TWO, make_run
 
-from anomaly_clip.metrics.curves import Curve
+from anomaly_clip.metric_values import Curve
 from anomaly_clip.reporting import charts
 from anomaly_clip.reporting.charts import HEIGHT, WIDTH, build_charts, lowest_curves
 from anomaly_clip.results.run_files import RunFiles, read_files

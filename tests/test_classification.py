@@ -12,7 +12,8 @@ from sklearn.metrics import (
     precision_recall_fscore_support,
 )
 
-from anomaly_clip.metrics.classification import CLASS_METRICS, CONFUSION, class_metrics
+from anomaly_clip.metric_values import CLASS_METRICS
+from anomaly_clip.metrics.classification import CONFUSION, class_metrics
 
 
 def test_single_targets_agree_with_scikit_learn() -> None:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from run_folder import make_run
 
 from anomaly_clip import __version__
 from anomaly_clip.cli import main
@@ -21,14 +23,54 @@ def test_the_entry_point_imports_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+LIGHT = [
+    ["configs"],
+    ["fit", "--help", "--config", "padim"],
+    ["report", "--help"],
+    ["report", "--table", "clip_ad", "--dry-run"],
+    ["report", "RUN"],
+    ["report", "RUN", "--protocol"],
+]
+"""Command lines that need no torch."""
+OPTIONAL = {"open_clip", "timm", "sklearn", "pandas", "albumentations", "wandb", "matplotlib"}
+OPTIONAL |= {"onnx", "onnxruntime", "onnxscript"}
+PATCHCORE = ["--model=PatchCore", "--model.backbone.name=squeezenet1_1", "--model.image_size=64"]
+PATCHCORE += ["--model.backbone.weights=random", "--model.layers=[features.4.cat]", "--data=Demo"]
+PATCHCORE += ["--data.categories=[black leather]", "--data.num_train=2", "--data.num_test=2"]
+LOADED = """
+import contextlib, io, json, sys
+from anomaly_clip.cli import main
+with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    codes = [main(words) for words in json.loads(sys.argv[1])]
+print(json.dumps([codes, sorted({name for name in sys.modules if "." not in name})]))
+"""
+
+
+def loaded(*lines: list[str]) -> set[str]:
+    """Return the top-level modules that command lines load in a new process; all must succeed."""
+    words = [sys.executable, "-c", LOADED, json.dumps(lines)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    codes, names = json.loads(done.stdout)
+    assert codes == [0] * len(lines)
+    return set(names)
+
+
 @pytest.mark.slow
-def test_options_do_not_wait_for_open_clip() -> None:
-    code = (
-        "import sys, anomaly_clip.commands.experiment;"
-        "print({'open_clip', 'timm', 'wandb'} & set(sys.modules))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
+def test_reports_and_help_need_no_torch(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", {"cap": ([0.1, 0.9], [0, 1])})
+    lines = [[str(run) if word == "RUN" else word for word in words] for words in LIGHT]
+    assert loaded(*lines) & {"torch", "lightning", "scipy", *OPTIONAL} == set()
+
+
+@pytest.mark.slow
+def test_a_method_loads_only_what_it_needs(tmp_path: Path) -> None:
+    run = str(tmp_path / "run")
+    fit = ["fit", *PATCHCORE, "--output.folder", run]
+    test = ["test", "--ckpt_path", run, "--output.folder", str(tmp_path / "test")]
+    names = loaded(fit, test)
+    assert "torch" in names
+    # The random projection of PatchCore needs scikit-learn, which imports pandas if it is there.
+    assert names & OPTIONAL == {"sklearn", "pandas"} & names
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:

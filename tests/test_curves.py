@@ -5,8 +5,9 @@ import pytest
 import torch
 from sklearn.metrics import auc, precision_recall_curve, roc_curve
 
+from anomaly_clip.metric_values import CURVES
 from anomaly_clip.metrics import Evaluator, EvaluatorSettings, average_precision, pro
-from anomaly_clip.metrics.curves import CURVES, NUM_POINTS, image_curves, pixel_curves
+from anomaly_clip.metrics.curves import NUM_POINTS, image_curves, pixel_curves
 from anomaly_clip.records import Batch, Scores
 
 

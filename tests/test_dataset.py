@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from layouts import visa
+from torch import Tensor
 
 from anomaly_clip.data import (
     AnomalyData,
@@ -44,6 +47,23 @@ def test_without_a_model_the_image_size_must_be_given(mvtec_root: Path) -> None:
 
 def tiny(root: Path, **options: Any) -> MVTecAD:
     return MVTecAD(str(root), image_size=16, num_workers=0, **options)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("is_detector", [True, False])
+def test_an_evaluation_reads_labels_and_masks_on_the_cpu(
+    mvtec_root: Path, training: bool, is_detector: bool
+) -> None:
+    data = tiny(mvtec_root, batch_size=2)
+    data.setup("test")
+    batch = next(iter(data.test_dataloader()))
+    module = SimpleNamespace(is_detector=is_detector)
+    data.trainer = SimpleNamespace(training=training, lightning_module=module)  # type: ignore[assignment]
+    moved = data.transfer_batch_to_device(batch, torch.device("meta"), 0)
+    assert list(moved) == list(batch)
+    kept = {k for k, v in moved.items() if isinstance(v, Tensor) and v.device.type == "cpu"}
+    assert kept == ({"label", "mask", "index"} if is_detector and not training else set())
+    assert moved["path"] == batch["path"]
 
 
 def test_test_images_in_training_are_refused_by_content(mvtec_root: Path) -> None:

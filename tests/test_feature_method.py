@@ -13,8 +13,8 @@ from torch import Tensor
 from anomaly_clip.backbones.cnn import CNNBackbone, CNNSettings
 from anomaly_clip.data import MVTecAD
 from anomaly_clip.methods.feature_method import FeatureMethod, FittedMethod, TrainedMethod
+from anomaly_clip.metric_values import Results
 from anomaly_clip.metrics import EvaluatorSettings
-from anomaly_clip.metrics.evaluator import Results
 from anomaly_clip.records import Batch, Scores
 from anomaly_clip.synthesis import SynthesisSettings
 

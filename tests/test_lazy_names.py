@@ -7,15 +7,15 @@ import inspect
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 from lightning.pytorch import LightningDataModule
 
 import anomaly_clip
-from anomaly_clip import data, methods
-
-SOURCE = Path(anomaly_clip.__file__).read_text(encoding="utf-8")
+from anomaly_clip import data, files, methods
+from anomaly_clip.lazy_names import lazy_names
 
 
 def test_the_import_loads_no_other_module() -> None:
@@ -49,11 +49,13 @@ def _is_data_module(value: Any) -> bool:
     return inspect.isclass(value) and issubclass(value, LightningDataModule)
 
 
-def test_type_checkers_see_the_same_names() -> None:
+@pytest.mark.parametrize("package", [anomaly_clip, data, methods])
+def test_type_checkers_see_the_same_names(package: ModuleType) -> None:
     """They read the imports under TYPE_CHECKING, and refuse other names."""
+    source = Path(str(package.__file__)).read_text(encoding="utf-8")
     [block] = [
         node
-        for node in ast.parse(SOURCE).body
+        for node in ast.parse(source).body
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
     ]
     imported = [
@@ -62,7 +64,17 @@ def test_type_checkers_see_the_same_names() -> None:
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     ]
-    assert sorted([*imported, "__version__"]) == sorted(anomaly_clip.__all__)
+    assert sorted(imported) == sorted(set(package.__all__) - {"__version__"})
+    assert set(package.__all__) <= set(dir(package))
+
+
+def test_lazy_names_come_from_their_modules() -> None:
+    find, names = lazy_names("anomaly_clip", {"files": ["printable"], "errors": ["suggest"]})
+    assert find("printable") is files.printable
+    assert {"printable", "suggest", "__version__"} <= set(names())
+    with pytest.raises(AttributeError, match="module 'anomaly_clip' has no attribute 'cheap'"):
+        find("cheap")
+    del anomaly_clip.printable  # type: ignore[attr-defined]  # kept for the next use
 
 
 def test_other_names_are_refused() -> None:

@@ -27,7 +27,7 @@ from anomaly_clip.cli import main
 from anomaly_clip.data import MixedWM38
 from anomaly_clip.data.wafer import PATTERNS
 from anomaly_clip.methods import LinearProbe
-from anomaly_clip.metrics.classification import CLASS_METRICS
+from anomaly_clip.metric_values import CLASS_METRICS
 from anomaly_clip.testing.processes import run_command
 
 RANDOM_NETWORK = CNNSettings("resnet18", "random")

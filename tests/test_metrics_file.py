@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from anomaly_clip.metrics.evaluator import Results
-from anomaly_clip.metrics.pixel import PIXEL_METRICS
+from anomaly_clip.metric_values import PIXEL_METRICS, Results
 from anomaly_clip.records import WeightsRecord, versions
 from anomaly_clip.results.metrics_file import (
     merge_decisions,

@@ -5,8 +5,8 @@ import io
 from rich.console import Console
 from rich.table import Table
 
+from anomaly_clip.metric_values import with_means
 from anomaly_clip.metrics import METRICS, Results
-from anomaly_clip.metrics.evaluator import with_means
 from anomaly_clip.reporting.metrics_table import build_table
 from anomaly_clip.results.warnings import RANDOM_WARNING
 

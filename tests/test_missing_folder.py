@@ -12,8 +12,10 @@ from anomaly_clip.data.dataset import AnomalyData
 
 DATA = [
     name
-    for name, kind in vars(anomaly_clip.data).items()
-    if isinstance(kind, type) and issubclass(kind, AnomalyData) and kind is not AnomalyData
+    for name in anomaly_clip.data.__all__
+    if isinstance(kind := getattr(anomaly_clip.data, name), type)
+    and issubclass(kind, AnomalyData)
+    and kind is not AnomalyData
 ]
 PADIM = ["--model", "PaDiM", "--model.backbone.name", "squeezenet1_1", "--model.layers"]
 PADIM += ["[features.4.cat]", "--model.backbone.weights", "random", "--model.num_channels", "4"]

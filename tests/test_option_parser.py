@@ -29,8 +29,10 @@ from anomaly_clip.errors import UserError, user_errors
 METHODS = [name for name in anomaly_clip.methods.__all__ if name != "AnomalyMethod"]
 DATA = [
     name
-    for name, kind in vars(anomaly_clip.data).items()
-    if isinstance(kind, type) and issubclass(kind, AnomalyData) and kind is not AnomalyData
+    for name in anomaly_clip.data.__all__
+    if isinstance(kind := getattr(anomaly_clip.data, name), type)
+    and issubclass(kind, AnomalyData)
+    and kind is not AnomalyData
 ]
 
 

@@ -4,6 +4,7 @@ import copy
 import json
 import pickle
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -331,6 +332,26 @@ def test_channels_are_in_the_order_of_sampling(
     assert torch.equal(method.embed(images), channels_by_hand(method, images))
 
 
+@pytest.mark.parametrize("side", [64, 72, 104])
+def test_channels_of_grids_that_are_no_multiples(backbone: CNNBackbone, side: int) -> None:
+    method, images = small(backbone), torch.randint(0, 256, (2, 3, side, side)).byte()
+    sides = [maps.shape[-1] for maps in backbone.feature_maps(images, method.layers)]
+    assert all(a % b == 0 for a, b in pairwise(sides)) == (side == 64)
+    features = method.embed(images)
+    assert torch.equal(features, channels_by_hand(method, images))
+    assert features.is_contiguous()  # otherwise the products of `distances` would be slow
+
+
+def test_distances_do_not_depend_on_the_memory_layout(backbone: CNNBackbone) -> None:
+    method = copy.deepcopy(small(backbone))
+    method.mean, method.factor = torch.randn(9, 5), torch.randn(9, 5, 5)
+    features = torch.randn(4, 5, 9).mT
+    difference = (features - method.mean)[..., None]  # (B, N, C, 1)
+    expected = (method.factor @ difference).square().sum((-1, -2)).sqrt()
+    for same in (features, features.contiguous()):
+        torch.testing.assert_close(method.distances(same), expected)
+
+
 def test_checkpoints_hold_the_channels_alone(backbone: CNNBackbone) -> None:
     keys = {key for key in small(backbone).state_dict() if not key.startswith("backbone.")}
     assert keys == {"channels", "mean", "factor", "unused"}
@@ -360,6 +381,6 @@ def test_copies_keep_the_order_of_channels(backbone: CNNBackbone) -> None:
 def test_casts_and_moves_keep_indices(backbone: CNNBackbone) -> None:
     method = copy.deepcopy(small(backbone))
     method.to(torch.bfloat16)
-    for name in ("channels", "within", "order"):
+    for name in ("channels", "within"):
         assert getattr(method, name).dtype == torch.int64
-    assert method.to("meta").order.device.type == "meta"
+    assert method.to("meta").within.device.type == "meta"

@@ -18,7 +18,7 @@ from selenium.webdriver.support.ui import Select
 
 from anomaly_clip.cli import main
 from anomaly_clip.files import write_json
-from anomaly_clip.metrics.evaluator import METRICS
+from anomaly_clip.metric_values import METRICS
 from anomaly_clip.reporting.page import PAGE, write_page
 
 MARKUP = "<b onclick=\"x\">nut</b> & 'bolt'</script>"

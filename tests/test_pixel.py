@@ -15,15 +15,16 @@ from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
 from anomaly_clip.maps import gaussian_blur
+from anomaly_clip.metric_values import PIXEL_METRICS
 from anomaly_clip.metrics import PixelHistogram, PixelRanking, pro
 from anomaly_clip.metrics.pixel import (
     MAX_SEPARATE,
     MAX_WINDOWS,
-    PIXEL_METRICS,
     anomalous_places,
     pixels_of,
+    pixels_on_device,
 )
-from anomaly_clip.metrics.windows import HalfWindow
+from anomaly_clip.metrics.windows import HalfWindow, LinearWindow
 
 EXTREMES = [0.0, -0.0, 1e-45, -1e-45, 1e-20, 6e-8, 65519.0, 65521.0, 1e30, -1e30, 3.4e38, -3.4e38]
 
@@ -384,6 +385,29 @@ def test_anomalous_pixels_and_their_weights() -> None:
     places, weights = anomalous_places(masks)
     assert [at.tolist() for at in places] == [[], [0, 1, 8]]
     assert weights.tolist() == [0.5, 0.5, 1.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_scores_that_stay_on_a_device_are_counted_as_those_of_the_cpu(dtype: torch.dtype) -> None:
+    maps, masks = random_maps(1, "normal", count=6, size=140)
+    masks[2] = False
+    half = dtype != torch.float32
+    maps = maps.to(dtype)
+    extremes = float(maps.min()), float(maps.max())
+    expected = pixels_of(maps, masks, extremes)
+    scores = maps.view(torch.int16).int() & 0xFFFF if half else maps
+    pixels = pixels_on_device(scores, *anomalous_places(masks.numpy()), extremes)
+    assert isinstance(pixels.scores, Tensor)
+    assert np.array_equal(pixels.scores.numpy(), expected.scores)
+    assert np.array_equal(pixels.defects, expected.defects)
+    windows = []
+    for some in (expected, pixels):
+        window = HalfWindow(dtype) if half else LinearWindow.around(*extremes)
+        window.count(some)
+        windows.append(window)
+    for name in ("counts", "positives", "regions"):
+        assert np.array_equal(*(getattr(window, name) for window in windows))
+    assert windows[0].counts.sum() > len(expected.scores) // 2
 
 
 def test_states_can_be_merged() -> None:

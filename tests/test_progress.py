@@ -103,7 +103,7 @@ def test_more_items_than_announced(clock: StandingClock, capsys: Capture) -> Non
 def test_other_processes_are_silent(
     clock: StandingClock, terminal: None, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    monkeypatch.setattr("anomaly_clip.progress.rank_zero_only.rank", 1)
+    monkeypatch.setattr("lightning.fabric.utilities.rank_zero.rank_zero_only.rank", 1)
     work_through(track(range(3), "counting", clock=clock), clock, 100)
     monkeypatch.delenv("FORCE_COLOR")
     work_through(track(range(3), "counting", clock=clock), clock, 100)

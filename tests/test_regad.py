@@ -29,7 +29,8 @@ from anomaly_clip.methods.regad_network import (
     augment,
     joined_features,
 )
-from anomaly_clip.metrics.evaluator import METRICS, Evaluator, Results
+from anomaly_clip.metric_values import METRICS, Results
+from anomaly_clip.metrics.evaluator import Evaluator
 from anomaly_clip.testing.processes import run_command
 
 

@@ -200,7 +200,7 @@ def test_tracing_leaves_no_tensor_of_a_graph_behind(
     sigma, side = 1.25 + number / 64, 7 + number  # not used anywhere else
     maps, scores = torch.rand(2, side, side), torch.rand(2, (side - 1) ** 2) + 0.1
     matrix = vars(maps_module._blur_matrix)["__wrapped__"](
-        side, sigma, int(4 * sigma + 0.5), "edge"
+        side, sigma, int(4 * sigma + 0.5), "edge", torch.device("cpu"), torch.float64
     )
     expected = matrix.float() @ maps @ matrix.float().T
     for module, example in ((Blurred(sigma), maps), (Windows(side), scores)):

@@ -11,7 +11,7 @@ from report_helpers import MVTEC, Writer, compared, lines_of, metrics, report, r
 from run_folder import make_run
 
 from anomaly_clip.files import write_json
-from anomaly_clip.metrics.evaluator import uncertain_metrics, with_means
+from anomaly_clip.metric_values import uncertain_metrics, with_means
 from anomaly_clip.reporting.comparison import compare_runs
 from anomaly_clip.reporting.page import write_page
 from anomaly_clip.results.metrics_file import merge_metrics, write_metrics

@@ -24,7 +24,17 @@ from anomaly_clip.errors import reason, suggest
 from anomaly_clip.progress import say
 from anomaly_clip.records import RANDOM
 
-__all__ = ["IMAGENET", "MEAN", "STD", "CNNBackbone", "CNNSettings", "load_network", "read_state"]
+__all__ = [
+    "IMAGENET",
+    "MEAN",
+    "STD",
+    "CNNBackbone",
+    "CNNSettings",
+    "ImagewiseMaxPool2d",
+    "load_network",
+    "read_state",
+    "replace_max_pooling",
+]
 
 IMAGENET = "imagenet"
 """Value of ``weights`` that selects torchvision's ImageNet weights."""
@@ -114,6 +124,7 @@ class CNNBackbone(FrozenBackbone):
         model = load_network(name, weights)
         nodes = _nodes(model, name, layers)
         self.features = create_feature_extractor(model.eval(), nodes).requires_grad_(False).eval()
+        replace_max_pooling(self.features)
         shapes = self._probe()
         self.channels: dict[Any, int] = {layer: shape[1] for layer, shape in shapes.items()}
         """Number of channels per layer."""
@@ -225,6 +236,38 @@ class CNNBackbone(FrozenBackbone):
         """
         features = self(images)
         return [features[layer] for layer in layers]
+
+
+class ImagewiseMaxPool2d(nn.MaxPool2d):
+    """Max-pooling of one image at a time with channels last; the values are those of the base.
+
+    torch uses vector instructions for max-pooling on CPUs only if channels are last. The copies of
+    one image stay in the cache.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Pool features ``(B, C, H, W)``."""
+        if features.device.type != "cpu" or torch.compiler.is_compiling():
+            return super().forward(features)
+        return torch.cat([self._pool(image) for image in features.split(1)])
+
+    def _pool(self, features: Tensor) -> Tensor:
+        last = features.contiguous(memory_format=torch.channels_last)
+        return super().forward(last).contiguous()
+
+
+def replace_max_pooling(network: nn.Module) -> None:
+    """Replace all max-pooling layers of a network on images by faster ones."""
+    for name, module in list(network.named_modules()):
+        if type(module) is nn.MaxPool2d and not module.return_indices:
+            faster = ImagewiseMaxPool2d(
+                module.kernel_size,
+                module.stride,
+                module.padding,
+                module.dilation,
+                ceil_mode=module.ceil_mode,
+            )
+            network.set_submodule(name, faster.train(module.training))
 
 
 def load_network(name: str, weights: str) -> nn.Module:

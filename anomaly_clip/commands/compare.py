@@ -41,8 +41,7 @@ from anomaly_clip.commands.library_messages import quieten
 from anomaly_clip.errors import UserError, user_errors
 from anomaly_clip.files import write_csv, write_json
 from anomaly_clip.methods.evaluated import EvaluatedModule
-from anomaly_clip.metrics.classification import CLASS_METRICS
-from anomaly_clip.metrics.evaluator import MetricValues, uncertain_metrics, with_means
+from anomaly_clip.metric_values import CLASS_METRICS, MetricValues, uncertain_metrics, with_means
 from anomaly_clip.progress import say, show_table, track
 from anomaly_clip.reporting.metrics_table import heading, marked_percent
 from anomaly_clip.results.folder import METRICS_FILE, create_run_folder

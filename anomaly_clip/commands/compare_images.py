@@ -37,7 +37,7 @@ from anomaly_clip.methods.evaluated import EvaluatedModule
 from anomaly_clip.methods.feature_method import FeatureMethod
 from anomaly_clip.methods.linear_probe import LinearProbe
 from anomaly_clip.methods.musc import CNN_SIZE, MuSc
-from anomaly_clip.metrics.evaluator import mean_defined
+from anomaly_clip.metric_values import mean_defined
 from anomaly_clip.progress import say, track
 from anomaly_clip.results.warnings import RANDOM_WARNING
 

@@ -16,9 +16,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-# Short class names on the command line require that the classes are imported before parsing.
-import anomaly_clip.data
-import anomaly_clip.methods  # noqa: F401
+import anomaly_clip.data as data_sets
+import anomaly_clip.methods as methods
 from anomaly_clip.callbacks import BatchNormStatistics, progress_of_loops
 from anomaly_clip.commands.calibration_options import (
     add_calibration_options,
@@ -50,7 +49,7 @@ from anomaly_clip.commands.foreign_code import check_found_config, class_in_conf
 from anomaly_clip.commands.interruption import advise, stop_if_interrupted
 from anomaly_clip.commands.last_step import LastStep, last_checkpoint
 from anomaly_clip.commands.library_messages import quieten, summary_options
-from anomaly_clip.commands.option_parser import OptionParser, check_used
+from anomaly_clip.commands.option_parser import OptionParser, check_used, import_classes
 from anomaly_clip.commands.process_failure import report_once
 from anomaly_clip.commands.saved_settings import are_equal, comparable, take_activation
 from anomaly_clip.commands.yaml_names import read_any_name
@@ -177,6 +176,7 @@ class ExperimentCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str]) -> None:
         read_any_name()
+        import_classes(methods, data_sets)
         self._verb = args[0]
         self._fit_record: dict[str, Any] = {}
         self._is_fitted = False

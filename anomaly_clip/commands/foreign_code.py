@@ -16,14 +16,6 @@ from typing import Any
 
 import jsonargparse
 import yaml
-from lightning.pytorch import Callback, LightningDataModule, LightningModule
-from lightning.pytorch.loggers import Logger
-from lightning.pytorch.plugins import CheckpointIO, Precision
-from lightning.pytorch.profilers import Profiler
-from lightning.pytorch.strategies import Strategy
-from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from anomaly_clip.commands.yaml_text import read_yaml_text
 from anomaly_clip.documents import DocumentError, check_yaml_limits, load_yaml
@@ -46,11 +38,6 @@ LARGEST_FILE = 2**20
 """Bytes of the largest text file that is searched; larger ones count as configurations."""
 DEEPEST = 60
 """Levels of a configuration that are searched; a deeper one refers to itself."""
-IMPORTED_KINDS = (
-    *(LightningModule, LightningDataModule, Callback, Logger, Profiler, Strategy),
-    *(nn.Module, Optimizer, LRScheduler, CheckpointIO, Precision),
-)
-"""Kinds of classes that a configuration may name if their module is imported already."""
 Place = tuple[str, str, bool]
 """Dotted option, its value, and whether a class may stand there."""
 
@@ -160,7 +147,22 @@ def _is_imported(name: str) -> bool:
     """Return whether a class is in an imported module, and of a kind that runs no code by name."""
     module, _, last = name.rpartition(".")
     kind = getattr(sys.modules.get(module), last, None)
-    return isinstance(kind, type) and issubclass(kind, IMPORTED_KINDS)
+    return isinstance(kind, type) and issubclass(kind, _imported_kinds())
+
+
+def _imported_kinds() -> tuple[type, ...]:
+    """Return the kinds of classes that a configuration may name if their module is imported."""
+    from lightning.pytorch import Callback, LightningDataModule, LightningModule
+    from lightning.pytorch.loggers import Logger
+    from lightning.pytorch.plugins import CheckpointIO, Precision
+    from lightning.pytorch.profilers import Profiler
+    from lightning.pytorch.strategies import Strategy
+    from torch import nn
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
+
+    kinds = (LightningModule, LightningDataModule, Callback, Logger, Profiler, Strategy)
+    return (*kinds, nn.Module, Optimizer, LRScheduler, CheckpointIO, Precision)
 
 
 def _class_names(config: Any) -> Iterator[str]:

@@ -13,7 +13,7 @@ import re
 from argparse import Action
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from types import UnionType
+from types import ModuleType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 import jsonargparse
@@ -24,7 +24,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from anomaly_clip.documents import DocumentError, check_value, load_yaml
 from anomaly_clip.errors import UserError
 
-__all__ = ["OptionParser", "check_used", "dump_yaml"]
+__all__ = ["OptionParser", "check_used", "dump_yaml", "import_classes"]
 
 MARK = '"\N{OBJECT REPLACEMENT CHARACTER}'
 """Start of a value in transit. YAML reads it as a text, so jsonargparse does not change it."""
@@ -117,6 +117,13 @@ def _names_first(words: Sequence[str]) -> list[str]:
             options.remove(option)
             options.insert(first, option)
     return [word for option in options for word in option]
+
+
+def import_classes(*packages: ModuleType) -> None:
+    """Import all names of packages: a parser finds the short names of imported classes only."""
+    for package in packages:
+        for name in package.__all__:
+            getattr(package, name)
 
 
 def check_used(words: Sequence[str], options: Namespace) -> None:

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 from jsonargparse import Namespace
 
-import anomaly_clip.data  # noqa: F401  (short class names require that classes are imported)
+import anomaly_clip.data as data_sets
 from anomaly_clip.commands.configs import expand_configs
-from anomaly_clip.commands.option_parser import OptionParser
+from anomaly_clip.commands.option_parser import OptionParser, import_classes
 from anomaly_clip.commands.yaml_names import read_any_name
 from anomaly_clip.data.dataset import AnomalyData
 from anomaly_clip.errors import user_errors
@@ -30,6 +30,7 @@ def verb_parser(verb: str, description: str) -> OptionParser:
 
 def data_parser(verb: str, description: str) -> OptionParser:
     """Return a parser with ``--config`` and ``--data``, for a verb that reads a data set."""
+    import_classes(data_sets)
     parser = verb_parser(verb, description)
     parser.add_argument("--config", action="config", help="configuration with a data section")
     parser.add_lightning_class_args(AnomalyData, "data", subclass_mode=True)

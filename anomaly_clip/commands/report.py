@@ -13,7 +13,6 @@ from pathlib import Path
 from anomaly_clip.errors import UserError
 from anomaly_clip.progress import say
 from anomaly_clip.reporting.comparison import ComparisonTable, compare_runs
-from anomaly_clip.reporting.page import write_page
 from anomaly_clip.reporting.protocol import protocol_report
 from anomaly_clip.reporting.published import PublishedTable, PublishedTables
 from anomaly_clip.reporting.published_comparison import compare_with_published
@@ -141,6 +140,8 @@ def _write_pages(options: argparse.Namespace) -> int:
         raise UserError(
             f"report --page writes pages of runs and no table: leave out {', '.join(given)}"
         )
+    from anomaly_clip.reporting.page import write_page  # tables need no torch
+
     for folder in options.runs:
         try:
             say(f"written: {write_page(find_run(folder.expanduser()))}")

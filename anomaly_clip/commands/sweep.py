@@ -49,7 +49,7 @@ from anomaly_clip.commands.working_folder import import_named_classes
 from anomaly_clip.errors import UserError, reason, suggest, user_errors
 from anomaly_clip.files import atomic_path, write_json
 from anomaly_clip.methods.base import AnomalyMethod
-from anomaly_clip.metrics.evaluator import METRICS
+from anomaly_clip.metric_values import METRICS
 from anomaly_clip.progress import say, track
 from anomaly_clip.results.folder import create_run_folder
 

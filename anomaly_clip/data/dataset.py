@@ -38,7 +38,7 @@ from anomaly_clip.data.validation import ValidationSplit, ValSplit
 from anomaly_clip.errors import check_at_least, check_between
 from anomaly_clip.images import MAX_PIXELS, read_image
 from anomaly_clip.masks import read_mask
-from anomaly_clip.records import Batch, Encoder, LoaderNeeds, needs_of
+from anomaly_clip.records import EVALUATED, Batch, Encoder, LoaderNeeds, needs_of
 from anomaly_clip.synthesis.synthesizer import SynthesisSettings
 
 __all__ = [
@@ -480,6 +480,19 @@ class AnomalyData(BaseDataModule):
     def predict_dataloader(self) -> DataLoader[Batch]:
         """Return the test split, in the order of its listing; its images may be unreadable."""
         return self._evaluation_loader(PredictionImages(self.dataset("test")))
+
+    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
+        """Move a batch to the device; what a test compares scores with stays on the CPU."""
+        trainer = self.trainer
+        stays: frozenset[str] = frozenset()
+        if trainer is not None and not trainer.training:
+            is_detector = getattr(trainer.lightning_module, "is_detector", False)
+            stays = EVALUATED if is_detector and isinstance(batch, dict) else stays
+        if not stays:
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        moved = {name: value for name, value in batch.items() if name not in stays}
+        moved = super().transfer_batch_to_device(moved, device, dataloader_idx)
+        return {name: moved.get(name, value) for name, value in batch.items()}
 
     def _evaluation_loader(self, dataset: Dataset[Any]) -> DataLoader[Batch]:
         return evaluation_loader(dataset, self.batch_size, self.num_workers, self.trainer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import cv2
 import torch
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch.utils.data import DataLoader, Dataset
@@ -36,6 +37,11 @@ __all__ = [
     "support_loader",
     "training_loader",
 ]
+
+
+# Data loaders fork their workers, and OpenCV's threads do not survive a fork: a worker that used
+# these threads would hang.
+cv2.setNumThreads(0)
 
 
 class EpochLoader(DataLoader[Any]):

@@ -26,7 +26,7 @@ from anomaly_clip.methods.evaluated import (
     without_backbone,
 )
 from anomaly_clip.methods.score_input import checked_score
-from anomaly_clip.metrics.curves import CURVES_FILE
+from anomaly_clip.metric_values import CURVES_FILE
 from anomaly_clip.metrics.evaluator import Evaluator, EvaluatorSettings
 from anomaly_clip.progress import say, track
 from anomaly_clip.records import Batch, LoaderNeeds, Scores, WeightsRecord

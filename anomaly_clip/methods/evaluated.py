@@ -14,7 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader
 
-from anomaly_clip.metrics.evaluator import Results
+from anomaly_clip.metric_values import Results
 from anomaly_clip.records import (
     Batch,
     LoaderNeeds,

@@ -20,7 +20,8 @@ from anomaly_clip.backbones.vit import ViTBackbone
 from anomaly_clip.errors import Diverged, check_at_least
 from anomaly_clip.methods.base import AnomalyMethod
 from anomaly_clip.methods.evaluated import without_backbone
-from anomaly_clip.metrics.evaluator import EvaluatorSettings, Results
+from anomaly_clip.metric_values import Results
+from anomaly_clip.metrics.evaluator import EvaluatorSettings
 from anomaly_clip.metrics.image import is_finite
 from anomaly_clip.records import LoaderNeeds
 

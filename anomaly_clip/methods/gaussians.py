@@ -140,13 +140,12 @@ def inverse_factor(scatter: Tensor, num_images: int, regularization: float) -> T
     identity = torch.eye(scatter.shape[-1], dtype=scatter.dtype, device=scatter.device)
     step = POSITIONS.get(scatter.device.type, FACTORED_AT_ONCE)
     for start in track(range(0, len(scatter), step), "inverting covariances"):
-        part = scatter[start : start + step] / (num_images - 1) + regularization * identity
+        part = scatter[start : start + step].div_(num_images - 1)
+        part.diagonal(dim1=1, dim2=2).add_(regularization)
         lower, failed = torch.linalg.cholesky_ex(part)
         if failed.any():
             raise _no_factor(part, num_images, regularization)
-        scatter[start : start + step] = torch.linalg.solve_triangular(
-            lower, identity.expand_as(lower), upper=False
-        )
+        part.copy_(torch.linalg.solve_triangular(lower, identity.expand_as(lower), upper=False))
     return scatter
 
 

@@ -34,8 +34,8 @@ from anomaly_clip.methods.evaluated import (
 )
 from anomaly_clip.methods.linear_probe_classes import check_same, check_shown
 from anomaly_clip.methods.linear_probe_optim import ProbeOptim
-from anomaly_clip.metrics.classification import CLASS_METRICS, CONFUSION, Targets, class_metrics
-from anomaly_clip.metrics.evaluator import with_means
+from anomaly_clip.metric_values import CLASS_METRICS, with_means
+from anomaly_clip.metrics.classification import CONFUSION, Targets, class_metrics
 from anomaly_clip.progress import track
 from anomaly_clip.records import RANDOM, Batch, LoaderNeeds, WeightsRecord
 

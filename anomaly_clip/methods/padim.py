@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anomaly_clip.backbones.towers import AnyBackbone, AnySettings, BackboneSettings
+from anomaly_clip.constant_tensors import cached_tensor
 from anomaly_clip.errors import check_above, check_at_least
 from anomaly_clip.maps import gaussian_blur, image_score, patches_to_map
 from anomaly_clip.methods.feature_method import FittedMethod, feature_sums
@@ -57,8 +58,6 @@ class PaDiM(FittedMethod):
     """``(C,)``, in the order of sampling, counted over all layers."""
     within: Tensor
     """``(C,)``, the same sorted by layer, each counted from the first channel of its layer."""
-    order: Tensor
-    """``(C,)``, places of the channels in ``within``."""
 
     def __init__(
         self,
@@ -87,8 +86,8 @@ class PaDiM(FittedMethod):
         self.blur_border = blur_border
         chosen = choose_channels(total, num_channels, channel_seed)
         self.register_buffer("channels", torch.tensor(chosen))
-        for name in ("within", "order"):  # follow from the channels, so that no checkpoint has them
-            self.register_buffer(name, torch.empty(0, dtype=torch.int64), persistent=False)
+        # Follows from the channels, so that no checkpoint has it.
+        self.register_buffer("within", torch.empty(0, dtype=torch.int64), persistent=False)
         self._arrange()
         self.register_load_state_dict_post_hook(_arrange_loaded)
         self.save_hyperparameters(ignore=["backbone", "layers", "evaluator"])
@@ -136,18 +135,16 @@ class PaDiM(FittedMethod):
     def embed(self, images: Tensor) -> Tensor:
         """Return the selected channels at every position of the finest layer, ``(B, N, C)``.
 
-        Selecting channels before coarse layers are upsampled gives the same result with less work.
+        Coarse layers are upsampled to the nearest position. As this and the choice of channels only
+        copy values, a single gather does both.
         """
         features = self.backbone.feature_maps(images, self.layers)
-        size = features[0].shape[-2:]
-        parts = []
-        for maps, within in zip(features, self.within.split(self._counts), strict=True):
-            if len(within):
-                chosen = maps[:, within]
-                if chosen.shape[-2:] != size:
-                    chosen = F.interpolate(chosen, size, mode="nearest")
-                parts.append(chosen)
-        return torch.cat(parts, dim=1).flatten(2)[:, self.order].mT  # (B, N, C)
+        grids = tuple((maps.shape[-2], maps.shape[-1]) for maps in features)
+        channels = self.within.split(self._counts)
+        chosen = [maps[:, within] for maps, within in zip(features, channels, strict=True)]
+        values = torch.cat([maps.flatten(2).mT.flatten(1) for maps in chosen], dim=1)
+        places = _places(tuple(self._counts), self._order, grids, str(values.device))
+        return values.index_select(1, places).unflatten(1, (-1, len(self._order)))  # (B, N, C)
 
     def _arrange(self) -> None:
         """Sort the channels by layer, once, as a graph does not know their values."""
@@ -160,12 +157,40 @@ class PaDiM(FittedMethod):
             within.append(self.channels[places[-1]] - start)
             self._counts.append(len(places[-1]))
             start = end
-        self.within, self.order = torch.cat(within), torch.cat(places).argsort()
+        self.within = torch.cat(within)
+        self._order = tuple(torch.cat(places).argsort().tolist())
+        """Places of the channels in ``within``."""
 
     def distances(self, features: Tensor) -> Tensor:
         """Return Mahalanobis distances ``(B, N)`` of features ``(B, N, C)``."""
         difference = (features.to(self.mean.dtype) - self.mean).transpose(0, 1)  # (N, B, C)
         return torch.linalg.vector_norm(difference @ self.factor.mT, dim=-1).T  # (B, N)
+
+
+@cached_tensor(maxsize=8)
+def _places(
+    counts: tuple[int, ...],
+    order: tuple[int, ...],
+    grids: tuple[tuple[int, int], ...],
+    device: str,
+) -> Tensor:
+    """Return the place ``(N * C,)`` of each position's and channel's value, row by row.
+
+    The values are those of all layers one after the other, each ``(h * w, c)``.
+
+    Args:
+        counts: Number ``c`` of channels of each layer.
+        order: Channels to return, counted over all layers.
+        grids: Height and width of each layer, the finest first.
+        device: Device of the result.
+    """
+    start, columns = 0, []
+    for count, (height, width) in zip(counts, grids, strict=True):
+        cells = torch.arange(height * width, dtype=torch.float32).view(1, 1, height, width)
+        cells = F.interpolate(cells, grids[0], mode="nearest").flatten().int()  # (N,)
+        columns.append(start + cells[:, None] * count + torch.arange(count, dtype=torch.int32))
+        start += height * width * count
+    return torch.cat(columns, dim=1)[:, list(order)].flatten().to(device)
 
 
 def _arrange_loaded(method: PaDiM, keys: object) -> None:

@@ -34,14 +34,8 @@ from anomaly_clip.methods.regad_network import (
     negative_cosine,
     predictor,
 )
-from anomaly_clip.metrics.evaluator import (
-    METRICS,
-    EvaluatorSettings,
-    MetricValues,
-    Results,
-    with_means,
-)
-from anomaly_clip.metrics.pixel import PIXEL_METRICS, Bounds
+from anomaly_clip.metric_values import METRICS, PIXEL_METRICS, MetricValues, Results, with_means
+from anomaly_clip.metrics.evaluator import EvaluatorSettings
 from anomaly_clip.progress import say, track
 from anomaly_clip.records import Batch, LoaderNeeds, Scores
 from anomaly_clip.schedules import half_cosine, total_epochs
@@ -462,7 +456,7 @@ def averaged(rounds: Sequence[Results]) -> Results:
         }
         for category in rounds[0]["categories"]
     }
-    intervals: dict[str, Bounds] = {}
+    intervals: dict[str, dict[str, tuple[float, float]]] = {}
     for category, means in categories.items():
         bounds = {
             name: mean_of_bounds(rounds, category, name)

@@ -126,11 +126,11 @@ class WinCLIP(ReferenceMethod[Embeddings]):
             with_patches: True: also return the patches of the whole images. False: encode the whole
                 image as if it were one more window.
         """
-        backbone = self.backbone
+        backbone, side = self.backbone, self.side
         tokens = backbone.embed(images)
-        members = [window_patches(self.side, scale) for scale in self.scales]
+        members = [window_patches(side, scale, tokens.device) for scale in self.scales]
         if not with_patches:
-            whole = torch.arange(self.side**2)[None]
+            whole = window_patches(side, side, tokens.device)
             image, *windows = embed_windows(backbone, tokens, [whole, *members])
             return Embeddings(image[:, 0], None, tuple(windows))
         windows = embed_windows(backbone, tokens, members)
@@ -163,7 +163,8 @@ class WinCLIP(ReferenceMethod[Embeddings]):
         inverse = 1 / image_score.unsqueeze(1)  # (B, 1)
         for scale, embeddings in zip(self.scales, images.windows, strict=True):
             scores = self.abnormal(embeddings, text)
-            inverse = inverse + 1 / harmonic_map(scores, window_patches(self.side, scale))
+            patches = window_patches(self.side, scale, scores.device)
+            inverse = inverse + 1 / harmonic_map(scores, patches, self.side**2)
         return (len(self.scales) + 1) / inverse
 
     def association_grid(self, images: Embeddings, memory: Sequence[Embeddings]) -> Tensor:
@@ -171,16 +172,22 @@ class WinCLIP(ReferenceMethod[Embeddings]):
         total = _nearest(images, memory, lambda embeddings: embeddings.patches)
         for number, scale in enumerate(self.scales):
             scores = _nearest(images, memory, lambda embeddings: embeddings.windows[number])  # noqa: B023 - called at once
-            total = total + harmonic_map(scores, window_patches(self.side, scale))
+            patches = window_patches(self.side, scale, scores.device)
+            total = total + harmonic_map(scores, patches, self.side**2)
         return total / (len(self.scales) + 1)
 
 
 @cached_tensor(maxsize=16)
-def window_patches(side: int, scale: int) -> Tensor:
+def window_patches(side: int, scale: int, device: torch.device | None = None) -> Tensor:
     """Return the patch indices of each window, int64 ``(windows, scale * scale)``.
 
     There is a window of ``scale`` x ``scale`` patches at every position of the grid, in row-major
     order of the upper left corners. Patches are numbered row by row, without the class token.
+
+    Args:
+        side: Number of patches along a side of the image.
+        scale: Number of patches along a side of a window.
+        device: Device of the result; default: the CPU.
 
     Example:
         >>> from anomaly_clip.methods.winclip import window_patches
@@ -188,9 +195,8 @@ def window_patches(side: int, scale: int) -> Tensor:
         [1, 2, 4, 5]
     """
     grid = torch.arange(side * side).reshape(side, side)  # (side, side)
-    return (
-        grid.unfold(0, scale, 1).unfold(1, scale, 1).reshape(-1, scale * scale)
-    )  # (windows, k * k)
+    windows = grid.unfold(0, scale, 1).unfold(1, scale, 1).reshape(-1, scale * scale)
+    return windows if device is None else windows.to(device)
 
 
 def embed_windows(
@@ -214,9 +220,9 @@ def embed_windows(
     num_images = 1 if torch.compiler.is_compiling() else len(tokens)
     embeddings = []
     for patches in windows:
-        first = torch.arange(prefix).expand(len(patches), -1)
+        patches = patches.to(tokens.device)
+        first = torch.arange(prefix, device=tokens.device).expand(len(patches), -1)
         members = torch.cat([first, patches + prefix], dim=1)  # (windows, P + k * k)
-        members = members.to(tokens.device)
         per_pass = max(1, max_tokens // (num_images * members.shape[1]))
         parts = [_embed_part(backbone, tokens, mixed, part) for part in members.split(per_pass)]
         embeddings.append(torch.cat(parts, dim=1))
@@ -245,17 +251,19 @@ def _embed_part(backbone: CLIPBackbone, tokens: Tensor, mixed: Tensor, members: 
     return backbone.pool(x).unflatten(0, (len(tokens), -1)).float()
 
 
-def harmonic_map(scores: Tensor, patches: Tensor) -> Tensor:
+def harmonic_map(scores: Tensor, patches: Tensor, num_patches: int | None = None) -> Tensor:
     """Return the harmonic mean ``(B, N)`` of the scores of all windows that cover each patch.
 
     Args:
         scores: ``(B, windows)``, at least 0; a patch covered by a window with score 0 gets 0.
         patches: Patch indices of the windows; see :func:`window_patches`.
+        num_patches: ``N``; default: as the indices tell, for which the CPU waits for a GPU.
     """
-    if torch.compiler.is_compiling() or not has_values(patches):
-        num_patches = (math.isqrt(patches.shape[0]) + math.isqrt(patches.shape[1]) - 1) ** 2
-    else:
-        num_patches = int(patches.max()) + 1
+    if num_patches is None:
+        if torch.compiler.is_compiling() or not has_values(patches):
+            num_patches = (math.isqrt(patches.shape[0]) + math.isqrt(patches.shape[1]) - 1) ** 2
+        else:
+            num_patches = int(patches.max()) + 1
     index = patches.to(scores.device).flatten()  # (windows * k * k,)
     inverse = (1 / scores).repeat_interleave(patches.shape[1], dim=1)  # (B, windows * k * k)
     total = scores.new_zeros(len(scores), num_patches).index_add(1, index, inverse)

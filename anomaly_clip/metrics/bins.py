@@ -21,13 +21,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from anomaly_clip.metric_values import Bounds
 from anomaly_clip.metrics.image import Ranking
 from anomaly_clip.metrics.pro import area_of_steps, bounds_of_steps
 
-__all__ = ["CELLS", "Bins", "Bounds", "Ranked", "grouped", "joined", "rank_cells"]
-
-Bounds = dict[str, tuple[float, float]]
-"""Lowest and highest possible value of each metric, by name."""
+__all__ = ["CELLS", "Bins", "Ranked", "grouped", "joined", "rank_cells"]
 
 CELLS = 512
 """A group holds at most about one pixel in this many of the pixels that rank at or above it. Our

@@ -18,10 +18,8 @@ from torchmetrics.classification import (
     MultilabelRecall,
 )
 
-__all__ = ["CLASS_METRICS", "CONFUSION", "Targets", "class_metrics"]
+__all__ = ["CONFUSION", "Targets", "class_metrics"]
 
-CLASS_METRICS = ("accuracy", "precision", "recall", "f1")
-"""Names under which metrics are logged, saved and printed, in this order."""
 CONFUSION = "confusion"
 """Name of the confusion matrix."""
 
@@ -30,7 +28,7 @@ Targets = Literal["single", "multi"]
 
 
 def class_metrics(targets: Targets, count: int) -> MetricCollection:
-    """Return the metrics of :data:`CLASS_METRICS` and the confusion matrix as one collection.
+    """Return the metrics of ``CLASS_METRICS`` and the confusion matrix as one collection.
 
     Precision, recall and F1 are means over classes. With multi-label targets, a probability above
     0.5 is a positive prediction, and an image is correct if all its labels are (exact match).

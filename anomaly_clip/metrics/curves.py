@@ -7,44 +7,24 @@ the highest threshold down. PRO curves use fractions of regions in place of anom
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from anomaly_clip.metric_values import Curve, Curves
 from anomaly_clip.metrics.image import Ranking
 
 __all__ = [
-    "CURVES",
-    "CURVES_FILE",
-    "Curve",
-    "Curves",
     "image_curves",
     "pixel_curves",
     "sampled_counts",
 ]
 
-CURVES_FILE = "curves.json"
-"""Name of the file of a run that contains the curves."""
-CURVES = ("image_roc", "image_pr", "pixel_roc", "pixel_pr", "pixel_pro")
-"""Names of the curves, in this order."""
-
 NUM_POINTS = 128
 """Points sampled along a curve; the end of the curve may add one."""
 SAMPLED = 4096
 """Number of scores of anomalous pixels sampled if every pixel may have a different score."""
-
-
-class Curve(NamedTuple):
-    """Points of a curve as fractions, in order; all of them lie on the exact curve."""
-
-    x: list[float]
-    y: list[float]
-
-
-Curves = Mapping[str, Curve]
-"""Curves by their names in `CURVES`; undefined curves (a single class) are left out."""
 
 
 def image_curves(scores: NDArray[np.floating], anomalous: NDArray[np.bool_]) -> Curves:

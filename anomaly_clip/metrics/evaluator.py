@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import fmean
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
 from anomaly_clip.errors import check_at_least
-from anomaly_clip.metrics.bins import Bounds
-from anomaly_clip.metrics.curves import Curves, image_curves
+from anomaly_clip.metric_values import (
+    PIXEL_METRICS,
+    Bounds,
+    Curves,
+    MetricValues,
+    Results,
+    with_means,
+)
+from anomaly_clip.metrics.curves import image_curves
 from anomaly_clip.metrics.image import auroc, average_precision, bootstrap_auroc, f1_max
 from anomaly_clip.metrics.pixel import (
-    PIXEL_METRICS,
     PixelHistogram,
     PixelResult,
     concatenated,
@@ -32,33 +37,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self  # in typing since Python 3.11
 
 __all__ = [
-    "CERTAIN",
-    "METRICS",
     "Evaluator",
     "EvaluatorSettings",
-    "MetricValues",
-    "Results",
-    "mean_defined",
-    "uncertain_metrics",
-    "with_means",
 ]
-
-METRICS = (
-    "image_auroc",
-    "image_ap",
-    "image_f1_max",
-    "pixel_auroc",
-    "pixel_ap",
-    "pixel_f1_max",
-    "pixel_pro",
-)
-"""Names under which metrics are logged, saved and printed, in this order."""
-
-CERTAIN = 1e-3
-"""A reported pixel metric that may differ from the exact one by more than this is marked."""
-
-MetricValues = dict[str, float | None]
-"""Metric values by name, fractions in 0..1; None if undefined because all labels are equal."""
 
 
 @dataclass(frozen=True)
@@ -102,18 +83,6 @@ class EvaluatorSettings:
             )
         if self.bootstrap is not None:
             check_at_least("model.evaluator.bootstrap", self.bootstrap, 1)
-
-
-class Results(TypedDict):
-    """Metrics of one evaluation."""
-
-    mean: MetricValues
-    """Unweighted mean over the categories in which a metric is defined."""
-    categories: dict[str, MetricValues]
-    intervals: dict[str, Bounds]
-    """Intervals by category, and under the key ``mean`` those of the mean. The interval of a pixel
-    metric from a histogram is guaranteed to contain the exact value. If requested, each category
-    also has a bootstrap interval, ``image_auroc_bootstrap``."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +171,8 @@ class Evaluator(Metric):
         image_score = scores["image_score"].detach().float()
         num_images = len(batch["path"])
         parts = scores.get("score_parts", image_score.new_zeros(num_images, 0)).detach().float()
-        self._check_finite(torch.cat([image_score[:, None], parts], dim=1), batch)
+        values = torch.cat([image_score[:, None], parts], dim=1).cpu()  # one copy from a device
+        self._check_finite(values, batch)
         unknown = sorted(set(batch["category"]) - set(self.categories))
         if unknown:
             raise ValueError(
@@ -216,8 +186,8 @@ class Evaluator(Metric):
         self.index.append(index)
         self.row.append(rows)
         self.label.append(batch["label"].cpu())
-        self.score.append(image_score.cpu())
-        self.parts.append(parts.cpu())
+        self.score.append(values[:, 0])
+        self.parts.append(values[:, 1:])
 
     def _count_pixels(self, maps: Tensor, batch: Batch, index: Tensor, rows: Tensor) -> None:
         masks = batch["mask"]
@@ -233,8 +203,7 @@ class Evaluator(Metric):
                 fresh.append(place)
         chosen = torch.tensor(fresh, dtype=torch.int64)
         if len(fresh) < len(index):
-            on_device = chosen.to(maps.device)
-            maps, masks = maps[on_device], masks[on_device]
+            maps, masks = (part[chosen.to(part.device)] for part in (maps, masks))
         names = [batch["path"][place] for place in fresh]
         self.pixels.update(maps, masks, rows[chosen], names)
         self.pixel_index.append(index[chosen])
@@ -362,81 +331,8 @@ class Evaluator(Metric):
             )
 
 
-def uncertain_metrics(results: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Return the metrics whose bounds are further from the value than `CERTAIN`.
-
-    Args:
-        results: `Results`, or the content of ``metrics.json``.
-
-    Returns:
-        Names of metrics by category, and under the key ``mean`` those of the mean; without the
-        categories that have none.
-
-    Example:
-        >>> from anomaly_clip.metrics.evaluator import uncertain_metrics, with_means
-        >>> bounds = {"cable": {"pixel_ap": (0.39, 0.41)}}
-        >>> uncertain_metrics(with_means({"cable": {"pixel_auroc": 0.9, "pixel_ap": 0.4}}, bounds))
-        {'cable': ['pixel_ap'], 'mean': ['pixel_ap']}
-    """
-    uncertain = {}
-    for name, values in (*results["categories"].items(), ("mean", results["mean"])):
-        bounds = results.get("intervals", {}).get(name, {})
-        metrics = [
-            metric
-            for metric in PIXEL_METRICS
-            if metric in bounds
-            and (value := values.get(metric)) is not None
-            and max(value - bounds[metric][0], bounds[metric][1] - value) > CERTAIN
-        ]
-        if metrics:
-            uncertain[name] = metrics
-    return uncertain
-
-
 def _defined(value: float) -> float | None:
     return None if math.isnan(value) else value
-
-
-def with_means(categories: dict[str, MetricValues], intervals: dict[str, Bounds]) -> Results:
-    """Return the metrics of categories with their means and the bounds of the means.
-
-    Args:
-        categories: Metrics by category.
-        intervals: Bounds by category, where there are any.
-    """
-    intervals = dict(intervals)
-    if any(name in bounds for bounds in intervals.values() for name in PIXEL_METRICS):
-        intervals["mean"] = _mean_bounds(categories, intervals)
-    rows = list(categories.values())
-    mean = {name: mean_defined(row[name] for row in rows) for name in rows[0]}
-    return Results(mean=mean, categories=categories, intervals=intervals)
-
-
-def mean_defined(values: Iterable[float | None]) -> float | None:
-    """Return the mean of the defined values, or None if there are none.
-
-    Example:
-        >>> from anomaly_clip.metrics.evaluator import mean_defined
-        >>> mean_defined([0.5, None, 1.0]), mean_defined([None])
-        (0.75, None)
-    """
-    defined = [value for value in values if value is not None]
-    return math.fsum(defined) / len(defined) if defined else None
-
-
-def _mean_bounds(categories: dict[str, MetricValues], intervals: dict[str, Bounds]) -> Bounds:
-    """Return the bounds of the means of pixel metrics."""
-    bounds: Bounds = {}
-    for name in PIXEL_METRICS:
-        ends = [
-            intervals.get(category, {}).get(name, (value, value))
-            for category, metrics in categories.items()
-            if (value := metrics.get(name)) is not None
-        ]
-        if ends:
-            low, high = (fmean(column) for column in zip(*ends, strict=True))
-            bounds[name] = (low, high)
-    return bounds
 
 
 def combined(parts: Tensor, scaled: Sequence[bool] = ()) -> Tensor:

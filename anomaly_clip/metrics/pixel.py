@@ -34,8 +34,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 
-from anomaly_clip.metrics.bins import CELLS, Bins, Bounds, grouped, joined
-from anomaly_clip.metrics.curves import Curves, pixel_curves
+from anomaly_clip.metric_values import PIXEL_METRICS, Bounds, Curves
+from anomaly_clip.metrics.bins import CELLS, Bins, grouped, joined
+from anomaly_clip.metrics.curves import pixel_curves
 from anomaly_clip.metrics.pro import (
     check_pro_options,
     region_weights,
@@ -53,8 +54,6 @@ from anomaly_clip.metrics.windows import (
 )
 
 __all__ = [
-    "PIXEL_METRICS",
-    "Bounds",
     "PixelHistogram",
     "PixelResult",
     "anomalous_places",
@@ -63,8 +62,6 @@ __all__ = [
     "gather_any",
     "image_extremes",
 ]
-
-PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1_max", "pixel_pro")
 
 ROUNDING = 1e-12
 """Rounding error of sums in double precision; bounds are widened by it."""
@@ -223,7 +220,7 @@ class PixelHistogram(Metric):
         Args:
             maps: Floating ``(B, h, w)``; higher = more anomalous. Double precision is rounded to
                 float32.
-            masks: bool ``(B, h, w)``.
+            masks: bool ``(B, h, w)``, on any device; best on the CPU, which labels their regions.
             rows: int64 ``(B,)``, row of each image; default: the first row.
             names: Names of the images in error messages.
 
@@ -238,8 +235,10 @@ class PixelHistogram(Metric):
         extremes = image_extremes(maps, names)
         for row in sorted(set(rows.tolist())):
             chosen = (rows == row).nonzero().squeeze(1)
-            same = slice(None) if len(chosen) == len(rows) else chosen.to(maps.device)
-            self._add(row, maps[same], masks[same], extremes[chosen.numpy()])
+            some_maps, some_masks = maps, masks
+            if len(chosen) < len(rows):
+                some_maps, some_masks = (part[chosen.to(part.device)] for part in (maps, masks))
+            self._add(row, some_maps, some_masks, extremes[chosen.numpy()])
 
     def _add(self, row: int, maps: Tensor, masks: Tensor, extremes: NDArray[np.float64]) -> None:
         most = CHUNK if maps.device.type == "cpu" else DEVICE_CHUNK
@@ -331,18 +330,26 @@ def pixels_of(maps: Tensor, masks: Tensor, extremes: tuple[float, float]) -> Pix
     """Return the pixels of maps ``(B, h, w)``; scores in half precision by their patterns."""
     half = maps.dtype != torch.float32
     maps = maps.contiguous().view(torch.int16) if half else maps.contiguous()
-    if maps.device.type == "cpu":
-        values = maps.numpy().view(np.uint16) if half else maps.numpy()
-        places, weights = anomalous_places(masks.numpy())
-        hit = [image.reshape(-1).take(at) for image, at in zip(values, places, strict=True)]
-        return Pixels(values.reshape(-1), np.concatenate(hit), weights, extremes)
-    maps = maps.int() & 0xFFFF if half else maps
-    # Only masks with a defect go to the CPU, where regions are labelled.
-    chosen = masks.flatten(1).any(dim=1).nonzero().squeeze(1)  # (images,)
-    masks = masks[chosen]
-    defects = maps[chosen][masks].cpu().numpy()
-    _, weights = anomalous_places(masks.cpu().numpy())
-    return Pixels(maps.flatten(), defects, weights, extremes)
+    places, weights = anomalous_places(masks.cpu().numpy())
+    if maps.device.type != "cpu":
+        return pixels_on_device(maps.int() & 0xFFFF if half else maps, places, weights, extremes)
+    values = maps.numpy().view(np.uint16) if half else maps.numpy()
+    hit = [image.reshape(-1).take(at) for image, at in zip(values, places, strict=True)]
+    return Pixels(values.reshape(-1), np.concatenate(hit), weights, extremes)
+
+
+def pixels_on_device(
+    maps: Tensor,
+    places: Sequence[NDArray[np.int64]],
+    weights: NDArray[np.float64],
+    extremes: tuple[float, float],
+) -> Pixels:
+    """Return the pixels of maps whose scores stay on their device; see :func:`pixels_of`."""
+    starts = range(0, maps.numel(), maps[0].numel())
+    flat = [at + start for at, start in zip(places, starts, strict=True)]
+    chosen = torch.from_numpy(np.concatenate(flat)).to(maps.device)
+    scores = maps.flatten()
+    return Pixels(scores, scores[chosen].cpu().numpy(), weights, extremes)
 
 
 def anomalous_places(

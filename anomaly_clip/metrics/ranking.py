@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 
+from anomaly_clip.metric_values import PIXEL_METRICS
 from anomaly_clip.metrics.curves import pixel_curves, sampled_counts
 from anomaly_clip.metrics.image import Ranking, as_array
 from anomaly_clip.metrics.pixel import (
-    PIXEL_METRICS,
     PixelResult,
     anomalous_places,
     check_pixels,

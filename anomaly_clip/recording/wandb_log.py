@@ -20,7 +20,7 @@ import yaml
 from lightning.pytorch.loggers import Logger, WandbLogger
 from PIL import Image
 
-from anomaly_clip.metrics.curves import CURVES, CURVES_FILE
+from anomaly_clip.metric_values import CURVES, CURVES_FILE
 from anomaly_clip.recording.gallery import split_panels
 from anomaly_clip.reporting.charts import CHARTS, lowest_curves
 from anomaly_clip.reporting.page import PAGE

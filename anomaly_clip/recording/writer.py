@@ -18,8 +18,7 @@ from anomaly_clip.drawing.confusion import write_confusion
 from anomaly_clip.drawing.tsne import tsne, write_embeddings
 from anomaly_clip.files import atomic_path, write_csv, write_json
 from anomaly_clip.methods.evaluated import EvaluatedModule, Exporter, FeatureSource, data_module
-from anomaly_clip.metrics.curves import CURVES_FILE
-from anomaly_clip.metrics.evaluator import Results
+from anomaly_clip.metric_values import CURVES_FILE, Results
 from anomaly_clip.progress import number_of, say, show_table
 from anomaly_clip.recording.decision_record import no_decisions
 from anomaly_clip.recording.gallery import MAP_SIDE, draw_gallery

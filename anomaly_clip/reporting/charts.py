@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from anomaly_clip.metrics.curves import Curve
+from anomaly_clip.metric_values import Curve
 from anomaly_clip.reporting.metrics_table import percent
 from anomaly_clip.results.run_files import RunFiles, mapping
 

@@ -11,8 +11,7 @@ from string import ascii_uppercase
 from typing import NamedTuple
 
 from anomaly_clip.errors import UserError
-from anomaly_clip.metrics.classification import CLASS_METRICS
-from anomaly_clip.metrics.evaluator import METRICS
+from anomaly_clip.metric_values import CLASS_METRICS, METRICS
 from anomaly_clip.reporting.metrics_table import heading, marked_percent
 from anomaly_clip.reporting.option_differences import OptionDifference, differing_options
 from anomaly_clip.reporting.protocol_text import LABELS, value_text

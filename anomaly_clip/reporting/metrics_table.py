@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from anomaly_clip.files import printable
-from anomaly_clip.metrics.evaluator import Results, uncertain_metrics
+from anomaly_clip.metric_values import Results, uncertain_metrics
 from anomaly_clip.results.warnings import MARK, RANDOM_WARNING, uncertain_warning
 
 __all__ = ["HEADINGS", "build_table", "heading", "marked_percent", "percent"]

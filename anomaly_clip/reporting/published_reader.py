@@ -17,8 +17,7 @@ import yaml
 
 from anomaly_clip.data.info import DATASETS
 from anomaly_clip.documents import load_yaml
-from anomaly_clip.metrics.classification import CLASS_METRICS
-from anomaly_clip.metrics.evaluator import METRICS
+from anomaly_clip.metric_values import CLASS_METRICS, METRICS
 from anomaly_clip.reporting.published import (
     PublishedCell,
     PublishedColumn,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from anomaly_clip.data.info import DATASETS
-from anomaly_clip.metrics.evaluator import mean_defined
+from anomaly_clip.metric_values import mean_defined
 from anomaly_clip.records import DEMO, RANDOM
 from anomaly_clip.results.warnings import (
     DEMO_REMARK,

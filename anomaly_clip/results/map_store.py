@@ -12,16 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from anomaly_clip.files import atomic_path, name_key, safe_name
-from anomaly_clip.maps import resize_maps
 from anomaly_clip.records import Scores
 from anomaly_clip.results.folder import claim_scratch
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from anomaly_clip.data.samples import Sample
 
 __all__ = ["MapStore", "Ranges", "Rows", "image_names", "merge_ranges", "resize_map"]
@@ -62,6 +61,8 @@ class MapStore:
         final = scores["anomaly_map"].float()
         named = {"map": final}
         if self.with_stages:
+            from anomaly_clip.maps import resize_maps  # not for the readers of runs
+
             size = (final.shape[-2], final.shape[-1])
             stages = scores.get("stage_maps", {})
             named |= {name: resize_maps(maps.float(), size) for name, maps in stages.items()}
@@ -87,6 +88,8 @@ class MapStore:
         height, width = maps.shape[-2:]
         if self.longest is None or max(height, width) <= self.longest:
             return maps
+        from anomaly_clip.maps import resize_maps
+
         shrink = self.longest / max(height, width)
         size = (max(1, round(height * shrink)), max(1, round(width * shrink)))
         return resize_maps(maps, size)
@@ -97,6 +100,10 @@ class MapStore:
 
 def resize_map(values: NDArray, size: tuple[int, int]) -> NDArray:
     """Resize a map ``(h, w)`` to another height and width; see :func:`maps.resize_maps`."""
+    import torch
+
+    from anomaly_clip.maps import resize_maps
+
     resized: NDArray = resize_maps(torch.from_numpy(values)[None], size)[0].numpy()
     return resized
 

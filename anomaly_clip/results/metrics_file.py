@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from anomaly_clip.files import write_csv, write_json
-from anomaly_clip.metrics.evaluator import Results, uncertain_metrics, with_means
+from anomaly_clip.metric_values import Results, uncertain_metrics, with_means
 from anomaly_clip.records import WeightsRecord, source_of, versions
 from anomaly_clip.results.folder import METRICS_FILE
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from anomaly_clip.errors import UserError
 from anomaly_clip.files import read_csv, safe_name
-from anomaly_clip.metrics.curves import CURVES, CURVES_FILE, Curve, Curves
+from anomaly_clip.metric_values import CURVES, CURVES_FILE, Curve, Curves
 from anomaly_clip.results.decision_section import Decisions, read_decisions
 from anomaly_clip.results.finished_run import printable
 from anomaly_clip.results.folder import (

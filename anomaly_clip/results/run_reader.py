@@ -11,7 +11,7 @@ import yaml
 
 from anomaly_clip.documents import load_json, load_yaml
 from anomaly_clip.errors import UserError
-from anomaly_clip.metrics.evaluator import uncertain_metrics
+from anomaly_clip.metric_values import uncertain_metrics
 from anomaly_clip.records import variant_of
 from anomaly_clip.results.finished_run import FinishedRun, printable
 from anomaly_clip.results.folder import METRICS_FILE, find_run

@@ -13,7 +13,7 @@ from PIL import Image
 
 from anomaly_clip.detector import load
 from anomaly_clip.methods.evaluated import EvaluatedModule
-from anomaly_clip.metrics.evaluator import METRICS
+from anomaly_clip.metric_values import METRICS
 from anomaly_clip.testing.images import NAMES, write_images
 from anomaly_clip.testing.run_files import image_scores, read_scores
 from anomaly_clip.testing.subject import Subject
