@@ -131,7 +131,7 @@ def compare_orders(root: str, weights: str, rounds: int) -> tuple[dict[str, Any]
     at = first_difference(orders["blocks"], orders["plain"])
     apart = 0.0
     if at is not None:
-        others = points[[orders["blocks"][at], orders["plain"][at]]].double()
+        others = points[torch.stack([orders["blocks"][at], orders["plain"][at]])].double()
         pair = torch.cdist(others, points[orders["plain"][:at]].double()).amin(dim=1)
         apart = float(1 - pair.min() / pair.max())
     sets = {name: tuple(sorted(order.tolist())) for name, order in orders.items()}

@@ -416,8 +416,9 @@ def image_extremes(maps: Tensor, names: Sequence[str] | None) -> NDArray[np.floa
     """
     if maps.device.type == "cpu" and maps.dtype == torch.float32:
         # numpy's two vectorised passes, the second of which reads the cache, beat torch's one.
-        pairs = [(image.min(), image.max()) for image in maps.numpy()]
-        extremes = np.array(pairs, dtype=np.float64).reshape(-1, 2)
+        extremes = np.array([(image.min(), image.max()) for image in maps.numpy()], np.float64)
+    elif maps.device.type == "cpu":  # twice as fast as along an axis
+        extremes = np.stack([torch.stack(image.aminmax()).double().numpy() for image in maps])
     else:
         lowest, highest = maps.flatten(1).aminmax(dim=1)
         extremes = torch.stack([lowest, highest], dim=1).double().cpu().numpy()
