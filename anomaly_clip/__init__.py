@@ -149,7 +149,9 @@ if not TYPE_CHECKING:  # type checkers know the names from the imports above
         # jsonargparse writes the shortest path of a class into configurations and checkpoints,
         # where earlier versions and --resume expect anomaly_clip.methods and anomaly_clip.data.
         if name not in __all__ or sys._getframe(1).f_code.co_name == "get_import_path":
-            raise AttributeError(f"module 'anomaly_clip' has no attribute {name!r}")
+            # Python names a similar attribute of the object below the traceback.
+            error = f"module 'anomaly_clip' has no attribute {name!r}"
+            raise AttributeError(error, name=name, obj=sys.modules[__name__])
         if name in _PACKAGES:
             return importlib.import_module(f"anomaly_clip.{name}")
         module = importlib.import_module(f"anomaly_clip.{_MODULES.get(name, 'data')}")

@@ -31,7 +31,9 @@ def lazy_names(
 
     def __getattr__(name: str) -> object:
         if name not in places:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+            # Python names a similar attribute of the object below the traceback.
+            error = f"module {package!r} has no attribute {name!r}"
+            raise AttributeError(error, name=name, obj=sys.modules[package])
         value = getattr(importlib.import_module(places[name]), name)
         setattr(sys.modules[package], name, value)
         return value

@@ -121,6 +121,23 @@ def test_a_mistake_before_the_announcement(
         assert announced(words, place) is None
 
 
+def test_a_mistake_leaves_no_folder(tmp_path: Path) -> None:
+    words = ["--output.folder", str(tmp_path / "new" / "runs" / "one")]
+    with pytest.raises(UserError, match="a mistake"), announcement(words, task(0, 2, False)):
+        raise UserError("a mistake")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_announcement_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    words = ["--output.folder", str(tmp_path / "file" / "one")]
+    with (
+        pytest.raises(UserError, match=r"file.*: cannot be created .*: choose another --output"),
+        announcement(words, task(0)),
+    ):
+        pass
+
+
 def test_a_failure_after_the_announcement_leaves_no_file(tmp_path: Path) -> None:
     words = ["each", "--output.root", str(tmp_path)]
 

@@ -72,8 +72,11 @@ def test_lazy_names_come_from_their_modules() -> None:
     find, names = lazy_names("anomaly_clip", {"files": ["printable"], "errors": ["suggest"]})
     assert find("printable") is files.printable
     assert {"printable", "suggest", "__version__"} <= set(names())
-    with pytest.raises(AttributeError, match="module 'anomaly_clip' has no attribute 'cheap'"):
+    with pytest.raises(
+        AttributeError, match="module 'anomaly_clip' has no attribute 'cheap'"
+    ) as error:
         find("cheap")
+    assert (error.value.name, error.value.obj) == ("cheap", anomaly_clip)  # Python's suggestion
     del anomaly_clip.printable  # type: ignore[attr-defined]  # kept for the next use
 
 

@@ -192,7 +192,8 @@ def test_a_bank_larger_than_memory_is_refused(
         ({"coreset": 0.0}, "model.coreset must be in"),
         ({"projection_eps": 1.0}, "model.projection_eps must be in"),
         ({"num_neighbours": 0}, "model.num_neighbours must be 1 or more"),
-        ({"memory_gb": 0}, "model.memory_gb must be above 0"),
+        ({"memory_gb": 0}, r"model.memory_gb must be in \(0, 1000000.0\], got 0"),
+        ({"memory_gb": 1e300}, r"model.memory_gb must be in \(0, 1000000.0\], got 1e\+300"),
         ({"layers": ["layer7"]}, r"model.layers must name spatial layers .*, got \['layer7'\]"),
     ],
 )

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -153,6 +157,56 @@ def test_backbones_drop_recordings_when_weights_change() -> None:
     backbone.cast(torch.float32)
     backbone(images)
     assert recorder.replays == 2
+
+    backbone.float()
+    for _ in range(2):
+        backbone(images)
+    assert recorder.replays == 3
+    backbone.load_state_dict(backbone.state_dict(), assign=True)
+    backbone(images)
+    assert recorder.replays == 3
+
+
+def test_recordings_of_several_threads_run_in_turn() -> None:
+    """The memory of a recording holds the images of one call at a time."""
+
+    def record(function: Any, images: Tensor, pool: Any) -> Any:
+        given = images.clone()
+
+        def run(images: Tensor) -> Any:
+            given.copy_(images)
+            time.sleep(0.002)
+            return function(given).clone()
+
+        return run, pool
+
+    replays = Replays(record)
+    batches = [torch.full((1, 3, 4, 4), float(n)) for n in range(8)]
+    with ThreadPoolExecutor(4) as threads:
+        results = list(threads.map(lambda images: _doubled(replays, images), batches * 4))
+    for images, result in zip(batches * 4, results, strict=True):
+        assert torch.equal(result, 2 * images)
+
+
+def _doubled(replays: Replays, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        return replays(double, "double", images)
+
+
+def test_precisions_set_by_backend_are_read() -> None:
+    """torch refuses its older getters once precisions are set by backend."""
+    code = (
+        "import torch\n"
+        "from anomaly_clip.backbones.replays import _state_of_torch\n"
+        "before = _state_of_torch()\n"
+        "if hasattr(torch.backends.cuda.matmul, 'fp32_precision'):\n"
+        "    torch.backends.cuda.matmul.fp32_precision = 'tf32'\n"
+        "    torch.backends.cudnn.conv.fp32_precision = 'ieee'\n"
+        "else:\n"
+        "    torch.set_float32_matmul_precision('high')\n"
+        "assert _state_of_torch() != before\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_settings_of_a_path_are_in_its_key(tiny_clip: CLIPBackbone) -> None:

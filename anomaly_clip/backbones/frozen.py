@@ -96,6 +96,11 @@ class FrozenBackbone(nn.Module, ABC):
         self.replays.clear()
         return super()._apply(fn, *args, **options)
 
+    def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
+        """Load weights, which may replace the tensors of recordings (``assign=True``)."""
+        self.replays.clear()
+        super()._load_from_state_dict(*args, **options)
+
     def replayed(
         self, function: Callable[[Tensor], T], key: Hashable, images: Tensor, passes: float = 1.0
     ) -> T:

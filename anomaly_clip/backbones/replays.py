@@ -8,6 +8,7 @@ not change, and the settings in its key. That is why it belongs to the frozen ba
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
@@ -35,7 +36,8 @@ class Replays:
     """Recordings of functions of images, one for each function and shape of the batch.
 
     A recording is made when a function is called with the same settings and shape for the second
-    time, without gradients. The results are copies, which later calls do not change.
+    time, without gradients. The results are copies, which later calls do not change. Calls of
+    several threads run in turn, as recordings use the same memory.
 
     Args:
         record: Function that records a function of images; see :func:`record_on_cuda`.
@@ -46,12 +48,14 @@ class Replays:
 
     def __init__(self, record: Callable[[Run, Tensor, Any], tuple[Run, Any]] | None = None) -> None:
         self._record = record or record_on_cuda
+        self._lock = threading.RLock()
         self.clear()
 
     def clear(self) -> None:
-        """Drop all recordings: weights have moved, or have another dtype."""
-        self._runs: OrderedDict[Hashable, Run | None] = OrderedDict()
-        self._pool: Any = None
+        """Drop all recordings: weights have moved, were replaced, or have another dtype."""
+        with self._lock:
+            self._runs: OrderedDict[Hashable, Run | None] = OrderedDict()
+            self._pool: Any = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Replays:
         """Return an empty copy: recordings are of the weights of the original."""
@@ -80,15 +84,16 @@ class Replays:
         if not (self.enabled and may_replay(images, passes)):
             return function(images)
         key = key, images.shape, images.dtype, images.device, _state_of_torch()
-        if key not in self._runs:  # the first call, which also loads libraries and fills caches
-            result = function(images)
-            self._keep(key, None)
-            return result
-        run = self._runs[key]
-        if run is None:
-            run = self._recorded(function, images)
-        self._keep(key, run)
-        return run(images)
+        with self._lock:
+            if key not in self._runs:  # the first call, which also loads libraries and fills caches
+                result = function(images)
+                self._keep(key, None)
+                return result
+            run = self._runs[key]
+            if run is None:
+                run = self._recorded(function, images)
+            self._keep(key, run)
+            return run(images)
 
     def _keep(self, key: Hashable, run: Run | None) -> None:
         self._runs[key] = run
@@ -107,13 +112,17 @@ class Replays:
 
 
 def may_replay(images: Tensor, passes: float = 1.0) -> bool:
-    """Return whether a batch is one of few images on a CUDA device, outside of any tracing."""
+    """Return whether a batch is one of few images on a CUDA device, outside of any tracing.
+
+    On another stream than the default one, a replay could use the memory of one that still runs.
+    """
     return (
         images.device.type == "cuda"
         and not torch.is_grad_enabled()
         and images[:, 0].numel() * passes <= MOST_PIXELS
         and has_values(images)
         and not torch.compiler.is_compiling()
+        and torch.cuda.current_stream(images.device) == torch.cuda.default_stream(images.device)
         and not torch.cuda.is_current_stream_capturing()
     )
 
@@ -153,9 +162,14 @@ def record_on_cuda(function: Run, images: Tensor, pool: Any) -> tuple[Run, Any]:
 
 def _state_of_torch() -> tuple[Any, ...]:
     """Return the global settings that decide which kernels run."""
+    backends: Any = torch.backends
+    precision: tuple[Any, ...]
+    if hasattr(backends.cuda.matmul, "fp32_precision"):  # the older getters fail if these are used
+        precision = (backends.cuda.matmul.fp32_precision, backends.cudnn.conv.fp32_precision)
+    else:  # torch before 2.9
+        precision = (torch.get_float32_matmul_precision(), backends.cudnn.allow_tf32)
     return (
-        torch.get_float32_matmul_precision(),
-        torch.backends.cudnn.allow_tf32,
+        *precision,
         torch.backends.cudnn.benchmark,
         torch.are_deterministic_algorithms_enabled(),
         torch.is_autocast_enabled("cuda"),

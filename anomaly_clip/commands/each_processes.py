@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -78,11 +79,15 @@ def announcement(words: Sequence[str], launch: Launch | None) -> Iterator[Callab
     Args:
         words: Arguments of the command, which all processes have.
         launch: Place of process 0; None if it is alone.
+
+    Raises:
+        UserError: If the announcement cannot be written.
     """
     if launch is None:
         yield lambda plan: None
         return
-    file = announcement_file(words, launch)
+    file = Path(os.path.abspath(announcement_file(words, launch)))
+    missing = [folder for folder in file.parents if not os.path.lexists(folder)]
     for old in [file, *file.parent.glob(".each-*.json")]:
         with contextlib.suppress(OSError):
             if old == file or time.time() - old.stat().st_mtime > A_DAY:
@@ -94,7 +99,15 @@ def announcement(words: Sequence[str], launch: Launch | None) -> Iterator[Callab
         heartbeat.tell(plan=json.dumps(asdict(plan)))  # names need not be UTF-8
         is_announced = True
 
-    with Heartbeat(file) as heartbeat:
+    with contextlib.ExitStack() as stack:
+        stack.callback(_remove_empty, missing)
+        try:
+            heartbeat = stack.enter_context(Heartbeat(file))
+        except OSError as error:
+            raise UserError(
+                f"{file}: cannot be created ({error.strerror}), by which the processes find each "
+                f"other: choose another --output.folder or --output.root"
+            ) from None
         try:
             yield announce
         except BaseException:
@@ -102,6 +115,13 @@ def announcement(words: Sequence[str], launch: Launch | None) -> Iterator[Callab
             if not is_announced and launch.is_unique:
                 heartbeat.end()
             raise
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Remove folders, the innermost first, as far as they are empty."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def announced(words: Sequence[str], launch: Launch) -> Plan | None:

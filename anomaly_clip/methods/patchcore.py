@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anomaly_clip.backbones.towers import AnyBackbone, AnySettings, BackboneSettings
-from anomaly_clip.errors import check_above, check_at_least, check_between
+from anomaly_clip.errors import check_at_least, check_between
 from anomaly_clip.maps import gaussian_blur, resize_maps
 from anomaly_clip.memory import GB, check_room
 from anomaly_clip.methods.coreset import (
@@ -35,6 +35,8 @@ __all__ = ["PatchCore", "nearest_rows"]
 
 AT_ONCE = 1 << 24
 """Distances computed at once, 64 MiB in float32."""
+MOST_GB = 1e6
+"""Largest bound of the memory of a fit, beyond that of any machine."""
 PRODUCT_FROM = 25
 """Rows of the bank above which distances between rows are computed by a matrix product."""
 
@@ -98,7 +100,7 @@ class PatchCore(FittedMethod):
         check_between("model.projection_eps", projection_eps, 0, 0.999)
         check_at_least("model.num_neighbours", num_neighbours, 1)
         if memory_gb is not None:
-            check_above("model.memory_gb", memory_gb, 0)
+            check_between("model.memory_gb", memory_gb, 0, MOST_GB, open_low=True)
         check_at_least("model.sigma", sigma, 0)
         check_between("model.seed", seed, 0, 2**32 - 1)
         self.coreset = coreset
