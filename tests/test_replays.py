@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -112,9 +113,40 @@ def test_a_function_that_cannot_be_recorded_runs_as_it_is(
     images = torch.rand(1, 3, 4, 4)
     for _ in range(4):
         assert torch.equal(replays(double, "double", images), 2 * images)
+    assert not replays.enabled
     message = capsys.readouterr().err
     assert message.count("cannot be recorded as a CUDA graph") == 1
     assert "more lines" not in message
+
+
+def test_threads_replay_one_after_the_other() -> None:
+    entered: list[int] = []
+    others: list[threading.Thread] = []
+
+    def record(function: Any, images: Tensor, pool: Any) -> Any:
+        def run(given: Tensor) -> Tensor:
+            entered.append(threading.get_ident())
+            if not others:
+                others.append(threading.Thread(target=call))
+                others[0].start()
+                others[0].join(timeout=0.05)
+                assert others[0].is_alive(), "another thread ran at the same time"
+                assert len(entered) == 1
+            return double(given)
+
+        return run, None
+
+    replays = Replays(record)
+    images = torch.rand(1, 3, 4, 4)
+
+    def call() -> None:
+        with torch.no_grad():
+            replays(double, "double", images)
+
+    for _ in range(2):
+        call()
+    others[0].join()
+    assert len(entered) == 2
 
 
 def test_copies_have_no_recordings() -> None:

@@ -8,6 +8,7 @@ not change, and the settings in its key. That is why it belongs to the frozen ba
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
@@ -46,6 +47,7 @@ class Replays:
 
     def __init__(self, record: Callable[[Run, Tensor, Any], tuple[Run, Any]] | None = None) -> None:
         self._record = record or record_on_cuda
+        self._lock = threading.RLock()  # recordings compute with the same memory for all threads
         self.clear()
 
     def clear(self) -> None:
@@ -80,15 +82,12 @@ class Replays:
         if not (self.enabled and may_replay(images, passes)):
             return function(images)
         key = key, images.shape, images.dtype, images.device, _state_of_torch()
-        if key not in self._runs:  # the first call, which also loads libraries and fills caches
-            result = function(images)
-            self._keep(key, None)
-            return result
-        run = self._runs[key]
-        if run is None:
-            run = self._recorded(function, images)
-        self._keep(key, run)
-        return run(images)
+        with self._lock:
+            run = function
+            if key in self._runs:  # not the first call, which loads libraries and fills caches
+                run = self._runs[key] or self._recorded(function, images)
+            self._keep(key, None if run is function else run)
+            return run(images)
 
     def _keep(self, key: Hashable, run: Run | None) -> None:
         self._runs[key] = run
@@ -102,6 +101,7 @@ class Replays:
         except RuntimeError as error:  # a layer waits for the device, which cannot be recorded
             first = str(error).strip().partition("\n")[0]
             say(f"the backbone cannot be recorded as a CUDA graph, so it runs without ({first})")
+            self.enabled = False
             return function
         return run
 
@@ -114,6 +114,7 @@ def may_replay(images: Tensor, passes: float = 1.0) -> bool:
         and images[:, 0].numel() * passes <= MOST_PIXELS
         and has_values(images)
         and not torch.compiler.is_compiling()
+        and torch.cuda.current_stream(images.device) == torch.cuda.default_stream(images.device)
         and not torch.cuda.is_current_stream_capturing()
     )
 
@@ -130,7 +131,7 @@ def record_on_cuda(function: Run, images: Tensor, pool: Any) -> tuple[Run, Any]:
     Returns:
         The function that replays the graph, and the memory pool.
     """
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.cuda.device(images.device), torch.inference_mode(False), torch.no_grad():
         given = images.clone()
         # Once more on another stream, as torch advises: libraries prepare themselves per stream.
         stream = torch.cuda.Stream(images.device)
