@@ -164,8 +164,7 @@ def compare_orders(root: str, weights: str, rounds: int) -> tuple[dict[str, Any]
     )
     radius = abs(radii[sets["blocks"]] / radii[sets["plain"]] - 1)
     bounds = {
-        "products per centre": at_most(cost, MOST_PRODUCTS),
-        "products per centre, goal": at_most(cost, GOAL),
+        "products per centre": at_most(cost, MOST_PRODUCTS, GOAL),
         "relative difference of distances at the first difference": at_most(apart, NEARLY_EQUAL),
         "relative difference of covering radii": at_most(radius, MOST_RADIUS),
         f"equal centres of {IN_FLOAT64} in float64": at_least(

@@ -45,7 +45,7 @@ from gpu_lab import (
     pinned,
 )
 from gpu_training import time_steps
-from gpu_zero_shot import peak, zero_shot
+from gpu_zero_shot import peak, replays, zero_shot
 from torch import Tensor
 
 from anomaly_clip.backbones.clip import CLIPSettings
@@ -194,6 +194,7 @@ def sections(sizes: Sizes) -> dict[str, Callable[[Lab], Any]]:
     return {
         "peak": peak,
         first: towers[first],
+        "replays": replays,
         "equality": equality,
         "precision_drift": precision_drift,
         "end_to_end": end_to_end,
@@ -239,6 +240,17 @@ def bounds_of(results: dict[str, Any], sizes: Sizes) -> dict[str, Bound]:
     bounds["the same over the bare loop"] = at_least(run.get("share_of_bare_loop"), 0.8)
     metrics = [row["largest_difference"] for row in results.get("streaming_metrics", [])]
     bounds["metrics off the CPU's"] = at_most(max(metrics, default=None), 1e-12)
+    recorded = results.get("replays", [])
+    single = [
+        row["recorded_over_ordinary"]
+        for row in recorded
+        if (row["method"], row["batch"], row["precision"]) == ("sdp", 1, "bf16")
+    ]
+    name = "recorded over ordinary milliseconds, SDP, one image, bf16"
+    bounds[name] = at_most(max(single, default=None), 0.6, 0.4)
+    changed = max((row["difference"] for row in recorded), default=None)
+    name = "maps of recorded passes off ordinary ones, share of their range"
+    bounds[name] = at_most(changed, 1e-5)
     same = results.get("coreset", {}).get("same_share_float64")
     bounds["centres equal to the CPU's, float64"] = at_least(same, 1.0)
     return bounds

@@ -18,7 +18,7 @@ from anomaly_clip.backbones.clip import CLIPBackbone
 from anomaly_clip.methods import SDP, SDPPlus, WinCLIP
 from anomaly_clip.records import RANDOM
 
-__all__ = ["measured_row", "peak", "zero_shot"]
+__all__ = ["measured_row", "peak", "replays", "zero_shot"]
 
 FLOPS = {
     "plain": plain_flop,
@@ -63,7 +63,7 @@ def zero_shot(lab: Lab, name: str, side: int, methods: Sequence[str]) -> list[di
             text = F.normalize(torch.randn(batch, backbone.visual.output_dim, 2), dim=1)
             text = text.to(lab.device)
             tasks: dict[str, Callable[[], object]] = {
-                "plain": partial(encode_plainly, backbone, backbone.prepare(images))
+                "plain": partial(encode_plainly, backbone, images)
             }
             for method, scorer in scorers.items():
                 tasks[method] = partial(scorer.score_with_text, images, text)
@@ -79,11 +79,54 @@ def zero_shot(lab: Lab, name: str, side: int, methods: Sequence[str]) -> list[di
     return rows
 
 
-def encode_plainly(backbone: CLIPBackbone, pixels: Tensor) -> Tensor:
-    """Run the image tower alone, with cast weights and without autocast, as all methods do."""
-    with backbone.out_of_autocast():
-        features: Tensor = backbone.visual(pixels)
-    return features
+def encode_plainly(backbone: CLIPBackbone, images: Tensor) -> Tensor:
+    """Run the image tower alone, cast, without autocast and recorded, as all methods do."""
+
+    def encode(images: Tensor) -> Tensor:
+        with backbone.out_of_autocast():
+            features: Tensor = backbone.visual(backbone.prepare(images))
+        return features
+
+    return backbone.replayed(encode, "plain", images)
+
+
+def replays(lab: Lab) -> list[dict[str, Any]]:
+    """Compare recorded with ordinary passes: milliseconds for few images, and maps."""
+    rows = []
+    first, *others = lab.sizes.towers.values()
+    for name, side, methods in (first, *others[:1]):
+        backbone = CLIPBackbone(name, RANDOM, side).to(lab.device)
+        kinds = {"sdp": SDP, "winclip": WinCLIP}
+        for precision in ("bf16", "fp32"):
+            backbone.cast(dtype_of(precision))
+            for batch in (1, 8):
+                for method, kind in kinds.items():
+                    label = f"replays, {method}, {name}, {precision}, batch {batch}"
+                    if method in methods and lab.has_time(label):
+                        scorer = kind(backbone).to(lab.device).eval()
+                        row = {"method": method, "model": name, "side": side, "batch": batch}
+                        rows.append({**row, **_recorded_row(lab, scorer, precision, batch)})
+    return rows
+
+
+def _recorded_row(lab: Lab, scorer: SDP | WinCLIP, precision: str, batch: int) -> dict[str, Any]:
+    backbone, side = scorer.backbone, scorer.image_size
+    text = F.normalize(torch.randn(batch, backbone.visual.output_dim, 2), dim=1).to(lab.device)
+    images = [noise(batch, side).to(lab.device) for _ in range(3)]
+    row: dict[str, Any] = {"precision": precision}
+    maps: dict[bool, list[Tensor]] = {}
+    with torch.inference_mode(), matrix_precision(precision), mixed(lab.device, precision):
+        for enabled in (False, True):
+            backbone.replays.enabled = enabled
+            task = partial(scorer.score_with_text, images[0], text)
+            name = "recorded" if enabled else "ordinary"
+            row[f"{name}_ms"] = 1e3 * statistics.median(lab.seconds(task))
+            maps[enabled] = [scorer.score_with_text(x, text)["anomaly_map"] for x in images]
+    extent = max(float(part.max() - part.min()) for part in maps[False])
+    apart = [float((a - b).abs().max()) for a, b in zip(maps[False], maps[True], strict=True)]
+    row["recorded_over_ordinary"] = row["recorded_ms"] / row["ordinary_ms"]
+    row["difference"] = max(apart) / extent
+    return row
 
 
 def measured_row(

@@ -222,8 +222,7 @@ def bounds_of(parts: dict[str, Any]) -> dict[str, Bound]:
     if "scoring" in parts:
         for case in parts["scoring"]["cases"]:
             name = f"{case['images']} images, {case['threads']} threads"
-            bounds[f"time, of the plain form, {name}"] = at_most(case["ratio"], FLOOR)
-            bounds[f"time, of the plain form, goal, {name}"] = at_most(case["ratio"], GOAL)
+            bounds[f"time, of the plain form, {name}"] = at_most(case["ratio"], FLOOR, GOAL)
             bounds[f"scores apart, {name}"] = at_most(case["apart"], APART)
         bounds["row blocks apart"] = at_most(parts["scoring"]["row_blocks"]["apart"], APART)
     if "memory" in parts:

@@ -48,7 +48,7 @@ def test_distances_without_a_covariance_match_scipy(
 def test_moments_match_numpy_for_any_batch_sizes() -> None:
     rng = np.random.default_rng(0)
     features = 1000 + rng.normal(0, 1, (150, 4, 3))
-    for sizes in ([150], [1] * 150, [70, 80]):
+    for sizes in ([150], [1] * 150, [70, 80], [30, 64, 6, 50], [64, 1, 63, 22]):
         moments = RunningMoments()
         for part in torch.from_numpy(features).split(sizes):
             moments.add(part)

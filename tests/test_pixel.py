@@ -20,7 +20,7 @@ from anomaly_clip.metrics import PixelHistogram, PixelRanking, pro
 from anomaly_clip.metrics.pixel import (
     MAX_SEPARATE,
     MAX_WINDOWS,
-    anomalous_places,
+    defects_of,
     pixels_of,
     pixels_on_device,
 )
@@ -377,14 +377,26 @@ def test_anomalous_pixels_and_their_weights() -> None:
     masks[1, 0, :2] = masks[1, 2, 2] = True
     maps = torch.arange(18.0).view(2, 3, 3)
     for dtype in (torch.float32, torch.float16):
-        pixels = pixels_of(maps.to(dtype), torch.from_numpy(masks), (0.0, 17.0))
+        pixels = pixels_of(maps.to(dtype), defects_of(torch.from_numpy(masks)), (0.0, 17.0))
         assert pixels.weights.tolist() == [0.5, 0.5, 1.0]
         values = pixels.defects.view(np.float16) if dtype == torch.float16 else pixels.defects
         assert values.tolist() == [9, 10, 17]
         assert len(pixels.scores) == 18
-    places, weights = anomalous_places(masks)
-    assert [at.tolist() for at in places] == [[], [0, 1, 8]]
-    assert weights.tolist() == [0.5, 0.5, 1.0]
+    defects = defects_of(torch.from_numpy(masks))
+    assert [mask.places.tolist() for mask in defects] == [[], [0, 1, 8]]
+    assert [mask.weights.tolist() for mask in defects] == [[], [0.5, 0.5, 1.0]]
+
+
+@pytest.mark.parametrize("kind", [PixelHistogram, PixelRanking])
+def test_defects_may_be_computed_before(kind: Any) -> None:
+    maps, masks = random_maps(3, "normal", count=5, size=40)
+    rows = torch.tensor([1, 0, 1, 1, 0])
+    values = []
+    for defects in (None, defects_of(masks)):
+        metric = kind(2)
+        metric.update(maps, masks, rows, None, defects)
+        values.append([result.metrics for result in metric.compute()])
+    assert values[0] == values[1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -394,9 +406,9 @@ def test_scores_that_stay_on_a_device_are_counted_as_those_of_the_cpu(dtype: tor
     half = dtype != torch.float32
     maps = maps.to(dtype)
     extremes = float(maps.min()), float(maps.max())
-    expected = pixels_of(maps, masks, extremes)
+    expected = pixels_of(maps, defects_of(masks), extremes)
     scores = maps.view(torch.int16).int() & 0xFFFF if half else maps
-    pixels = pixels_on_device(scores, *anomalous_places(masks.numpy()), extremes)
+    pixels = pixels_on_device(scores, defects_of(masks), extremes)
     assert isinstance(pixels.scores, Tensor)
     assert np.array_equal(pixels.scores.numpy(), expected.scores)
     assert np.array_equal(pixels.defects, expected.defects)

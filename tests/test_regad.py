@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from ddp_checks import Compared
 from detector_golden import fill_by_shape, golden_images, write_network
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn
 from regad_runs import ONE, one_thread, pixel_cnn, three_categories, trained_regad, words
@@ -333,7 +334,8 @@ def test_a_resumed_fit_equals_the_uninterrupted_one(three: Path, tmp_path: Path)
 @pytest.mark.slow
 def test_two_processes_learn_together_and_test_as_one(three: Path, tmp_path: Path) -> None:
     ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--data.batch_size", "3"]
-    compared = {"class_path": "ddp_checks.Compared", "init_args": {"file": str(tmp_path / "c")}}
+    class_path = f"{Compared.__module__}.{Compared.__name__}"  # imported, so that a test may name it
+    compared = {"class_path": class_path, "init_args": {"file": str(tmp_path / "c")}}
 
     def run(line: list[str]) -> None:
         done = run_command(line, processes=2)

@@ -349,8 +349,12 @@ class CLIPBackbone(FrozenBackbone):
 
     def encode_layers(self, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
         """Return the raw tokens ``(B, P + N, W)`` of layers that exist; see :meth:`forward`."""
-        with self.out_of_autocast():
-            return self.image_tower.layers(self.prepare(images), layers)
+
+        def encode(images: Tensor) -> list[Tensor]:
+            with self.out_of_autocast():
+                return self.image_tower.layers(self.prepare(images), layers)
+
+        return self.replayed(encode, ("layers", *layers), images)
 
     def forward(self, images: Tensor, layers: Sequence[int] | None = None) -> list[Tokens]:
         """Return the tokens of the requested layers.

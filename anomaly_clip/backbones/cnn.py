@@ -221,8 +221,13 @@ class CNNBackbone(FrozenBackbone):
                 f"CNNBackbone {self.settings.name}: expected images (B, 3, H, W), got "
                 f"{tuple(images.shape)}"
             )
-        with self.out_of_autocast():
-            return self.features(self.normalise(images))
+
+        def run(images: Tensor) -> dict[str, Tensor]:
+            with self.out_of_autocast():
+                features: dict[str, Tensor] = self.features(self.normalise(images))
+            return features
+
+        return self.replayed(run, "features", images)
 
     def feature_maps(
         self, images: Tensor, layers: Sequence[str], *, norm: bool = False

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from anomaly_clip.backbones.replays import Replays
 from anomaly_clip.backbones.weight_settings import MAX_PIXEL
 from anomaly_clip.errors import check_between
 from anomaly_clip.records import WeightsRecord
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self  # in typing since Python 3.11
 
 __all__ = ["FrozenBackbone", "check_settings", "fingerprint"]
+
+T = TypeVar("T")
 
 
 class FrozenBackbone(nn.Module, ABC):
@@ -41,6 +44,7 @@ class FrozenBackbone(nn.Module, ABC):
         self._black = min((0 - m) / s for m, s in zip(mean, std, strict=True))
         self._white = max((1 - m) / s for m, s in zip(mean, std, strict=True))
         self._has_checked = False
+        self.replays = Replays()
 
     @property
     @abstractmethod
@@ -85,6 +89,26 @@ class FrozenBackbone(nn.Module, ABC):
         """Cast the image tower; the text tower, normalisation and cosines stay in float32."""
         _ = self.identity  # computed now, from the weights before the cast
         self.tower.to(dtype)
+        self.replays.clear()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **options: Any) -> Self:
+        """Move the weights or change their dtype, which makes recordings invalid."""
+        self.replays.clear()
+        return super()._apply(fn, *args, **options)
+
+    def replayed(
+        self, function: Callable[[Tensor], T], key: Hashable, images: Tensor, passes: float = 1.0
+    ) -> T:
+        """Return ``function(images)``, for few images on a CUDA device from a CUDA graph.
+
+        Args:
+            function: Function of the images, of the frozen weights and of the settings in the key;
+                see :class:`~anomaly_clip.backbones.replays.Replays`.
+            key: Name of the function and all its settings.
+            images: ``(B, 3, H, W)``.
+            passes: How often the function computes each patch of an image.
+        """
+        return self.replays(function, key, images, passes)
 
     def out_of_autocast(self) -> AbstractContextManager[object]:
         """Return a context in which the frozen weights are used in their own dtype.

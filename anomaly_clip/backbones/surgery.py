@@ -169,19 +169,24 @@ def encode_dual_path(
     Raises:
         ValueError: If the stages are not ascending stage ends of this tower.
     """
-    stages = check_stages(stages, backbone.num_layers)
-    tokens = []
-    ended: BlockOutput | None = None  # previous block, if it ended a requested stage
-    outputs = dual_path(backbone, images, raw_patches=raw_patches, window=window, mixed=mixed)
-    with backbone.out_of_autocast():
-        for number, output in enumerate(outputs, start=1):
+    ends = check_stages(stages, backbone.num_layers)
+
+    def encode(images: Tensor) -> list[Tokens]:
+        tokens = []
+        ended: BlockOutput | None = None  # previous block, if it ended a requested stage
+        outputs = dual_path(backbone, images, raw_patches=raw_patches, window=window, mixed=mixed)
+        with backbone.out_of_autocast():
+            for number, output in enumerate(outputs, start=1):
+                if ended is not None:
+                    raw = output.attended if stage_tokens == "official" else ended.original
+                    tokens.append(_stage_tokens(backbone, raw, ended.surgery))
+                ended = output if number in ends else None
             if ended is not None:
-                raw = output.attended if stage_tokens == "official" else ended.original
-                tokens.append(_stage_tokens(backbone, raw, ended.surgery))
-            ended = output if number in stages else None
-        if ended is not None:
-            tokens.append(_stage_tokens(backbone, ended.original, ended.surgery))
-    return tokens
+                tokens.append(_stage_tokens(backbone, ended.original, ended.surgery))
+        return tokens
+
+    key = "dual path", tuple(ends), stage_tokens, raw_patches, window, mixed
+    return backbone.replayed(encode, key, images)
 
 
 def dense_path(
@@ -248,22 +253,26 @@ def encode_layers(
     if not value_blocks:
         return backbone.encode_layers(images, layers)
     prefix = backbone.num_prefix_tokens
-    dense: dict[int, Tensor] = {}
-    outputs = []
-    with backbone.out_of_autocast():
-        tokens = backbone.embed(images)
-        for number, block in enumerate(backbone.blocks[: layers[-1]], start=1):
-            near = [end for end in layers if end - value_blocks < number <= end]
-            if near:
-                _, _, values = block.heads(tokens)
-                change = block.attend(values, values, values)
-                for end in near:
-                    dense[end] = dense.get(end, tokens) + change
-            tokens = block(tokens)
-            if number in layers:
-                patches = dense.pop(number)[:, prefix:]
-                outputs.append(torch.cat([tokens[:, :prefix], patches], dim=1))
-    return outputs
+
+    def encode(images: Tensor) -> list[Tensor]:
+        dense: dict[int, Tensor] = {}
+        outputs = []
+        with backbone.out_of_autocast():
+            tokens = backbone.embed(images)
+            for number, block in enumerate(backbone.blocks[: layers[-1]], start=1):
+                near = [end for end in layers if end - value_blocks < number <= end]
+                if near:
+                    _, _, values = block.heads(tokens)
+                    change = block.attend(values, values, values)
+                    for end in near:
+                        dense[end] = dense.get(end, tokens) + change
+                tokens = block(tokens)
+                if number in layers:
+                    patches = dense.pop(number)[:, prefix:]
+                    outputs.append(torch.cat([tokens[:, :prefix], patches], dim=1))
+        return outputs
+
+    return backbone.replayed(encode, ("value path", value_blocks, *layers), images)
 
 
 def _stage_tokens(backbone: CLIPBackbone, raw: Tensor, surgery: Tensor) -> Tokens:

@@ -190,17 +190,21 @@ class ViTBackbone(FrozenBackbone):
                 f"ViTBackbone {self.settings.name}: expected images (B, 3, {height}, {width}), got "
                 f"{tuple(images.shape)}"
             )
-        outputs: Any = self.model.forward_intermediates(
-            self.normalise(images),
-            indices=indices,
-            return_prefix_tokens=self.num_prefix_tokens > 0,
-            stop_early=True,
-            output_fmt="NLC",
-            intermediates_only=True,
-        )
-        if self.num_prefix_tokens == 0:
-            return list(outputs)
-        return [torch.cat([prefix, patches], dim=1) for patches, prefix in outputs]
+
+        def run(images: Tensor) -> list[Tensor]:
+            outputs: Any = self.model.forward_intermediates(
+                self.normalise(images),
+                indices=indices,
+                return_prefix_tokens=self.num_prefix_tokens > 0,
+                stop_early=True,
+                output_fmt="NLC",
+                intermediates_only=True,
+            )
+            if self.num_prefix_tokens == 0:
+                return list(outputs)
+            return [torch.cat([prefix, patches], dim=1) for patches, prefix in outputs]
+
+        return self.replayed(run, tuple(indices), images)
 
     def norm(self, tokens: Tensor) -> Tensor:
         """Apply the final norm; of a model that only has one after its average pooling, that."""

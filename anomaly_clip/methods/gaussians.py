@@ -50,14 +50,23 @@ class RunningMoments:
 
     def __init__(self) -> None:
         self.num_images = 0
-        self._waiting: list[Tensor] = []
+        self._num_waiting = 0
+        self._waiting = torch.empty(0)
+        """``(n, N, C)``. One tensor for all updates: parts of the memory between others, which
+        live shorter, would make a long fit take more of it."""
         self._shift = self._sum = self._products = torch.empty(0)
 
     def add(self, features: Tensor) -> None:
         """Add the features ``(B, N, C)`` of a batch of images."""
-        self._waiting.append(features)
-        if sum(len(part) for part in self._waiting) >= AT_ONCE:
+        if self._num_waiting + len(features) > len(self._waiting):
             self._update()
+        if len(features) >= AT_ONCE:
+            self._include(features)
+            return
+        if not len(self._waiting):
+            self._waiting = features.new_empty(AT_ONCE, *features.shape[1:])
+        self._waiting[self._num_waiting : self._num_waiting + len(features)] = features
+        self._num_waiting += len(features)
 
     def take(self) -> Moments:
         """Return the mean and scatter of all features added, and reset the sums.
@@ -80,26 +89,26 @@ class RunningMoments:
         return moments
 
     def _update(self) -> None:
-        if not self._waiting:
-            return
-        waiting = self._waiting
-        if waiting[0].device.type == "mps":  # MPS has no float64
-            waiting = [part.cpu() for part in waiting]
-        device, positions = waiting[0].device, waiting[0].shape[1]
+        if self._num_waiting:
+            self._include(self._waiting[: self._num_waiting])
+            self._num_waiting = 0
+
+    def _include(self, features: Tensor) -> None:
+        if features.device.type == "mps":  # MPS has no float64
+            features = features.cpu()
+        device, positions = features.device, features.shape[1]
         if self.num_images == 0:
-            self._shift = waiting[0].mean(dim=0, dtype=torch.float64)
+            self._shift = features.mean(dim=0, dtype=torch.float64)
             self._sum = torch.zeros_like(self._shift)
             shape = (*self._shift.shape, self._shift.shape[-1])
             self._products = torch.zeros(shape, dtype=torch.float64, device=device)
         step = POSITIONS.get(device.type, positions)
         for start in range(0, positions, step):
             chunk = slice(start, start + step)
-            features = torch.cat([part[:, chunk] for part in waiting])
-            centred = features.double().sub_(self._shift[chunk]).transpose(0, 1)  # (P, B, C)
+            centred = (features[:, chunk] - self._shift[chunk]).transpose(0, 1)  # (P, B, C)
             self._sum[chunk] += centred.sum(dim=1)
             self._products[chunk].baddbmm_(centred.mT, centred)
-        self.num_images += sum(len(part) for part in waiting)
-        self._waiting = []
+        self.num_images += len(features)
 
 
 def merged_moments(local: Moments, trainer: Trainer) -> Moments:

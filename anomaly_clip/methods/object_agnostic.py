@@ -179,21 +179,26 @@ class AnomalyCLIP(AuxiliaryTraining):
         backbone = self.backbone
         crane = self.is_crane and scoring
         first = backbone.num_layers - self.dense_blocks + 1
-        tokens: dict[str, Tensor] = {}
-        with backbone.out_of_autocast():
-            attention: Any = "qq+kk+vv" if crane else "vv"
-            original = None
-            for number, paths in enumerate(
-                dense_path(backbone, images, self.dense_blocks, attention), start=1
-            ):
-                original, dense = paths
-                if number in self.layers:
-                    path = dense if number >= first else original
-                    tokens[f"patches.{number}"] = backbone.project(path[:, 1:])
-            assert original is not None
-            image = original[:, 0]
-            tokens["image"] = backbone.project(image) if crane else image @ backbone.visual.proj
-        return tokens
+
+        def encode(images: Tensor) -> dict[str, Tensor]:
+            tokens: dict[str, Tensor] = {}
+            with backbone.out_of_autocast():
+                attention: Any = "qq+kk+vv" if crane else "vv"
+                original = None
+                for number, paths in enumerate(
+                    dense_path(backbone, images, self.dense_blocks, attention), start=1
+                ):
+                    original, dense = paths
+                    if number in self.layers:
+                        path = dense if number >= first else original
+                        tokens[f"patches.{number}"] = backbone.project(path[:, 1:])
+                assert original is not None
+                image = original[:, 0]
+                tokens["image"] = backbone.project(image) if crane else image @ backbone.visual.proj
+            return tokens
+
+        key = "dense path", tuple(self.layers), self.dense_blocks, crane
+        return backbone.replayed(encode, key, images)
 
     def score_tokens(self, tokens: dict[str, Tensor], categories: list[str]) -> Scores:
         """Score tokens of :meth:`tokens`; the categories are not used.

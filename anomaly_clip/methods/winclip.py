@@ -127,18 +127,23 @@ class WinCLIP(ReferenceMethod[Embeddings]):
                 image as if it were one more window.
         """
         backbone, side = self.backbone, self.side
-        tokens = backbone.embed(images)
-        members = [window_patches(side, scale, tokens.device) for scale in self.scales]
-        if not with_patches:
-            whole = window_patches(side, side, tokens.device)
-            image, *windows = embed_windows(backbone, tokens, [whole, *members])
-            return Embeddings(image[:, 0], None, tuple(windows))
-        windows = embed_windows(backbone, tokens, members)
-        for block in backbone.blocks:
-            tokens = block(tokens)
-        patches = backbone.normed(tokens) if self.patch_norm else tokens
-        patches = patches[:, backbone.num_prefix_tokens :]  # (B, N, W)
-        return Embeddings(backbone.pool(tokens).float(), patches.float(), tuple(windows))
+        scales = self.scales if with_patches else [side, *self.scales]
+        members = [window_patches(side, scale, images.device) for scale in scales]
+
+        def encode(images: Tensor) -> Embeddings:
+            tokens = backbone.embed(images)
+            windows = embed_windows(backbone, tokens, members)
+            if not with_patches:
+                return Embeddings(windows[0][:, 0], None, tuple(windows[1:]))
+            for block in backbone.blocks:
+                tokens = block(tokens)
+            patches = backbone.normed(tokens) if self.patch_norm else tokens
+            patches = patches[:, backbone.num_prefix_tokens :]  # (B, N, W)
+            return Embeddings(backbone.pool(tokens).float(), patches.float(), tuple(windows))
+
+        key = "windows", *scales, with_patches, self.patch_norm
+        passes = with_patches + sum(windows.numel() for windows in members) / side**2
+        return backbone.replayed(encode, key, images, passes)
 
     @torch.no_grad()
     def remember(self, images: Tensor) -> Embeddings:

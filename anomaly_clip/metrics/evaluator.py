@@ -24,9 +24,11 @@ from anomaly_clip.metric_values import (
 from anomaly_clip.metrics.curves import image_curves
 from anomaly_clip.metrics.image import auroc, average_precision, bootstrap_auroc, f1_max
 from anomaly_clip.metrics.pixel import (
+    Defects,
     PixelHistogram,
     PixelResult,
     concatenated,
+    defects_of,
     gather_any,
 )
 from anomaly_clip.metrics.pro import check_pro_options
@@ -168,6 +170,10 @@ class Evaluator(Metric):
         Raises:
             ValueError: If a score is not finite, a category is unknown, or shapes differ.
         """
+        has_pixels = "anomaly_map" in scores and "mask" in batch
+        defects = None
+        if has_pixels and scores["anomaly_map"].device.type != "cpu":
+            defects = defects_of(batch["mask"])  # before any score is read: see there
         image_score = scores["image_score"].detach().float()
         num_images = len(batch["path"])
         parts = scores.get("score_parts", image_score.new_zeros(num_images, 0)).detach().float()
@@ -181,15 +187,22 @@ class Evaluator(Metric):
         numbers = [self.categories.index(name) for name in batch["category"]]
         rows = torch.tensor(numbers, dtype=torch.int64)
         index = batch["index"].cpu()
-        if "anomaly_map" in scores and "mask" in batch:
-            self._count_pixels(scores["anomaly_map"].detach(), batch, index, rows)
+        if has_pixels:
+            self._count_pixels(scores["anomaly_map"].detach(), batch, index, rows, defects)
         self.index.append(index)
         self.row.append(rows)
         self.label.append(batch["label"].cpu())
         self.score.append(values[:, 0])
         self.parts.append(values[:, 1:])
 
-    def _count_pixels(self, maps: Tensor, batch: Batch, index: Tensor, rows: Tensor) -> None:
+    def _count_pixels(
+        self,
+        maps: Tensor,
+        batch: Batch,
+        index: Tensor,
+        rows: Tensor,
+        defects: list[Defects] | None,
+    ) -> None:
         masks = batch["mask"]
         if maps.shape != masks.shape:
             raise ValueError(
@@ -204,8 +217,9 @@ class Evaluator(Metric):
         chosen = torch.tensor(fresh, dtype=torch.int64)
         if len(fresh) < len(index):
             maps, masks = (part[chosen.to(part.device)] for part in (maps, masks))
+            defects = None if defects is None else [defects[place] for place in fresh]
         names = [batch["path"][place] for place in fresh]
-        self.pixels.update(maps, masks, rows[chosen], names)
+        self.pixels.update(maps, masks, rows[chosen], names, defects)
         self.pixel_index.append(index[chosen])
         self._seen = seen
 

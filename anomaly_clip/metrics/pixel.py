@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -54,13 +54,15 @@ from anomaly_clip.metrics.windows import (
 )
 
 __all__ = [
+    "Defects",
     "PixelHistogram",
     "PixelResult",
-    "anomalous_places",
     "check_pixels",
     "concatenated",
+    "defects_of",
     "gather_any",
     "image_extremes",
+    "weights_of",
 ]
 
 ROUNDING = 1e-12
@@ -105,6 +107,15 @@ class PixelResult:
         return isinstance(other, PixelResult) and tuple(self) == tuple(other)
 
     __hash__ = None  # type: ignore[assignment]
+
+
+class Defects(NamedTuple):
+    """The anomalous pixels of a mask, on the CPU."""
+
+    places: NDArray[np.int64]
+    """Flat indices ``(d,)``."""
+    weights: NDArray[np.float64]
+    """One over the size of the region of each pixel, ``(d,)``."""
 
 
 class PixelHistogram(Metric):
@@ -214,6 +225,7 @@ class PixelHistogram(Metric):
         masks: Tensor,
         rows: Tensor | None = None,
         names: Sequence[str] | None = None,
+        defects: Sequence[Defects] | None = None,
     ) -> None:
         """Add images.
 
@@ -223,6 +235,7 @@ class PixelHistogram(Metric):
             masks: bool ``(B, h, w)``, on any device; best on the CPU, which labels their regions.
             rows: int64 ``(B,)``, row of each image; default: the first row.
             names: Names of the images in error messages.
+            defects: The result of :func:`defects_of`, if it is available.
 
         Raises:
             ValueError: If shapes or types do not match, or a score is not finite. Nothing of the
@@ -232,15 +245,17 @@ class PixelHistogram(Metric):
         maps = maps.detach().float() if maps.dtype == torch.float64 else maps.detach()
         if not maps.numel():
             return
+        defects = defects_of(masks) if defects is None else defects
         extremes = image_extremes(maps, names)
         for row in sorted(set(rows.tolist())):
             chosen = (rows == row).nonzero().squeeze(1)
-            some_maps, some_masks = maps, masks
-            if len(chosen) < len(rows):
-                some_maps, some_masks = (part[chosen.to(part.device)] for part in (maps, masks))
-            self._add(row, some_maps, some_masks, extremes[chosen.numpy()])
+            some = maps if len(chosen) == len(rows) else maps[chosen.to(maps.device)]
+            of_row = [defects[place] for place in chosen.tolist()]
+            self._add(row, some, of_row, extremes[chosen.numpy()])
 
-    def _add(self, row: int, maps: Tensor, masks: Tensor, extremes: NDArray[np.float64]) -> None:
+    def _add(
+        self, row: int, maps: Tensor, defects: Sequence[Defects], extremes: NDArray[np.float64]
+    ) -> None:
         most = CHUNK if maps.device.type == "cpu" else DEVICE_CHUNK
         step = max(1, most // maps[0].numel())
         for start in range(0, len(maps), step):
@@ -249,7 +264,7 @@ class PixelHistogram(Metric):
             if self.pro_steps is not None:
                 worst = torch.tensor([-low, high]).to(self.extremes)
                 self.extremes[row] = self.extremes[row].maximum(worst)
-            pixels = pixels_of(maps[part], masks[part], (low, high))
+            pixels = pixels_of(maps[part], defects[part], (low, high))
             if maps.dtype == torch.float32:
                 self._count(row, pixels)
             else:
@@ -326,39 +341,44 @@ class PixelHistogram(Metric):
         return PixelResult(metrics, wider, pixel_curves(*ranked, fpr_limit=self.fpr_limit))
 
 
-def pixels_of(maps: Tensor, masks: Tensor, extremes: tuple[float, float]) -> Pixels:
+def pixels_of(maps: Tensor, defects: Sequence[Defects], extremes: tuple[float, float]) -> Pixels:
     """Return the pixels of maps ``(B, h, w)``; scores in half precision by their patterns."""
     half = maps.dtype != torch.float32
     maps = maps.contiguous().view(torch.int16) if half else maps.contiguous()
-    places, weights = anomalous_places(masks.cpu().numpy())
     if maps.device.type != "cpu":
-        return pixels_on_device(maps.int() & 0xFFFF if half else maps, places, weights, extremes)
+        return pixels_on_device(maps.int() & 0xFFFF if half else maps, defects, extremes)
     values = maps.numpy().view(np.uint16) if half else maps.numpy()
-    hit = [image.reshape(-1).take(at) for image, at in zip(values, places, strict=True)]
-    return Pixels(values.reshape(-1), np.concatenate(hit), weights, extremes)
+    pairs = zip(values, defects, strict=True)
+    hit = [image.reshape(-1).take(mask.places) for image, mask in pairs]
+    return Pixels(values.reshape(-1), np.concatenate(hit), weights_of(defects), extremes)
 
 
 def pixels_on_device(
-    maps: Tensor,
-    places: Sequence[NDArray[np.int64]],
-    weights: NDArray[np.float64],
-    extremes: tuple[float, float],
+    maps: Tensor, defects: Sequence[Defects], extremes: tuple[float, float]
 ) -> Pixels:
     """Return the pixels of maps whose scores stay on their device; see :func:`pixels_of`."""
     starts = range(0, maps.numel(), maps[0].numel())
-    flat = [at + start for at, start in zip(places, starts, strict=True)]
+    flat = [mask.places + start for mask, start in zip(defects, starts, strict=True)]
     chosen = torch.from_numpy(np.concatenate(flat)).to(maps.device)
     scores = maps.flatten()
-    return Pixels(scores, scores[chosen].cpu().numpy(), weights, extremes)
+    return Pixels(scores, scores[chosen].cpu().numpy(), weights_of(defects), extremes)
 
 
-def anomalous_places(
-    masks: NDArray[np.bool_],
-) -> tuple[list[NDArray[np.int64]], NDArray[np.float64]]:
-    """Return the flat indices of each mask's defect pixels, and the region weights of all."""
-    places = [np.flatnonzero(mask) for mask in masks]
-    weights = [region_weights(mask, at) for mask, at in zip(masks, places, strict=True)]
-    return places, np.concatenate([np.zeros(0), *weights])
+def defects_of(masks: Tensor) -> list[Defects]:
+    """Return the anomalous pixels of masks ``(B, h, w)``, for each mask.
+
+    This needs no scores. So it comes first, as a device may still be computing them.
+    """
+    defects = []
+    for mask in masks.cpu().numpy():
+        places = np.flatnonzero(mask)
+        defects.append(Defects(places, region_weights(mask, places)))
+    return defects
+
+
+def weights_of(defects: Sequence[Defects]) -> NDArray[np.float64]:
+    """Return the region weights of the anomalous pixels of all masks."""
+    return np.concatenate([np.zeros(0), *(mask.weights for mask in defects)])
 
 
 def check_pixels(maps: Tensor, masks: Tensor, rows: Tensor | None, num_rows: int) -> Tensor:

@@ -26,12 +26,14 @@ from anomaly_clip.metric_values import PIXEL_METRICS
 from anomaly_clip.metrics.curves import pixel_curves, sampled_counts
 from anomaly_clip.metrics.image import Ranking, as_array
 from anomaly_clip.metrics.pixel import (
+    Defects,
     PixelResult,
-    anomalous_places,
     check_pixels,
     concatenated,
+    defects_of,
     gather_any,
     image_extremes,
+    weights_of,
 )
 from anomaly_clip.metrics.pro import (
     area_of_ranking,
@@ -99,19 +101,21 @@ class PixelRanking(Metric):
         masks: Tensor,
         rows: Tensor | None = None,
         names: Sequence[str] | None = None,
+        defects: Sequence[Defects] | None = None,
     ) -> None:
         """Add images; see :meth:`PixelHistogram.update`."""
         rows = check_pixels(maps, masks, rows, self.num_rows)
         if not maps.numel():
             return
+        defects = defects_of(masks) if defects is None else defects
         extremes = image_extremes(maps, names)
-        scores, mask = as_array(maps), masks.cpu().numpy()
+        scores = as_array(maps)
         for row in sorted(set(rows.tolist())):
             chosen = np.flatnonzero(rows.numpy() == row)
             normal = scores[chosen]  # a copy, whose anomalous pixels are taken out
-            places, weights = anomalous_places(mask[chosen])
-            defect = []
-            for image, at in zip(normal.reshape(len(chosen), -1), places, strict=True):
+            of_row = [defects[place] for place in chosen.tolist()]
+            defect, weights = [], weights_of(of_row)
+            for image, (at, _) in zip(normal.reshape(len(chosen), -1), of_row, strict=True):
                 defect.append(image.take(at))
                 # Below all thresholds. Leaving these pixels out would copy the image again.
                 image[at] = -np.inf
