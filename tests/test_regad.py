@@ -334,7 +334,9 @@ def test_a_resumed_fit_equals_the_uninterrupted_one(three: Path, tmp_path: Path)
 @pytest.mark.slow
 def test_two_processes_learn_together_and_test_as_one(three: Path, tmp_path: Path) -> None:
     ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--data.batch_size", "3"]
-    class_path = f"{Compared.__module__}.{Compared.__name__}"  # imported, so that a test may name it
+    class_path = (
+        f"{Compared.__module__}.{Compared.__name__}"  # imported, so that a test may name it
+    )
     compared = {"class_path": class_path, "init_args": {"file": str(tmp_path / "c")}}
 
     def run(line: list[str]) -> None:

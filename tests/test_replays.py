@@ -6,9 +6,8 @@ import copy
 import pickle
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -116,9 +115,40 @@ def test_a_function_that_cannot_be_recorded_runs_as_it_is(
     images = torch.rand(1, 3, 4, 4)
     for _ in range(4):
         assert torch.equal(replays(double, "double", images), 2 * images)
+    assert not replays.enabled
     message = capsys.readouterr().err
     assert message.count("cannot be recorded as a CUDA graph") == 1
     assert "more lines" not in message
+
+
+def test_threads_replay_one_after_the_other() -> None:
+    entered: list[int] = []
+    others: list[threading.Thread] = []
+
+    def record(function: Any, images: Tensor, pool: Any) -> Any:
+        def run(given: Tensor) -> Tensor:
+            entered.append(threading.get_ident())
+            if not others:
+                others.append(threading.Thread(target=call))
+                others[0].start()
+                others[0].join(timeout=0.05)
+                assert others[0].is_alive(), "another thread ran at the same time"
+                assert len(entered) == 1
+            return double(given)
+
+        return run, None
+
+    replays = Replays(record)
+    images = torch.rand(1, 3, 4, 4)
+
+    def call() -> None:
+        with torch.no_grad():
+            replays(double, "double", images)
+
+    for _ in range(2):
+        call()
+    others[0].join()
+    assert len(entered) == 2
 
 
 def test_copies_have_no_recordings() -> None:
@@ -158,39 +188,18 @@ def test_backbones_drop_recordings_when_weights_change() -> None:
     backbone(images)
     assert recorder.replays == 2
 
-    backbone.float()
+
+def test_loaded_weights_drop_recordings() -> None:
+    recorder = Recorder()
+    backbone = CNNBackbone("squeezenet1_1", "random", ["features.1"])
+    backbone.replays = Replays(recorder)
+    images = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
     for _ in range(2):
         backbone(images)
-    assert recorder.replays == 3
+    assert recorder.replays == 1
     backbone.load_state_dict(backbone.state_dict(), assign=True)
     backbone(images)
-    assert recorder.replays == 3
-
-
-def test_recordings_of_several_threads_run_in_turn() -> None:
-    """The memory of a recording holds the images of one call at a time."""
-
-    def record(function: Any, images: Tensor, pool: Any) -> Any:
-        given = images.clone()
-
-        def run(images: Tensor) -> Any:
-            given.copy_(images)
-            time.sleep(0.002)
-            return function(given).clone()
-
-        return run, pool
-
-    replays = Replays(record)
-    batches = [torch.full((1, 3, 4, 4), float(n)) for n in range(8)]
-    with ThreadPoolExecutor(4) as threads:
-        results = list(threads.map(lambda images: _doubled(replays, images), batches * 4))
-    for images, result in zip(batches * 4, results, strict=True):
-        assert torch.equal(result, 2 * images)
-
-
-def _doubled(replays: Replays, images: Tensor) -> Tensor:
-    with torch.no_grad():
-        return replays(double, "double", images)
+    assert recorder.replays == 1
 
 
 def test_precisions_set_by_backend_are_read() -> None:

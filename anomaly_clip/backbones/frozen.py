@@ -113,7 +113,8 @@ class FrozenBackbone(nn.Module, ABC):
             images: ``(B, 3, H, W)``.
             passes: How often the function computes each patch of an image.
         """
-        return self.replays(function, key, images, passes)
+        first = next(self.tower.parameters()).data_ptr()  # other weights, other recordings
+        return self.replays(function, (key, first), images, passes)
 
     def out_of_autocast(self) -> AbstractContextManager[object]:
         """Return a context in which the frozen weights are used in their own dtype.

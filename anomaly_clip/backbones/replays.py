@@ -36,8 +36,7 @@ class Replays:
     """Recordings of functions of images, one for each function and shape of the batch.
 
     A recording is made when a function is called with the same settings and shape for the second
-    time, without gradients. The results are copies, which later calls do not change. Calls of
-    several threads run in turn, as recordings use the same memory.
+    time, without gradients. The results are copies, which later calls do not change.
 
     Args:
         record: Function that records a function of images; see :func:`record_on_cuda`.
@@ -48,14 +47,13 @@ class Replays:
 
     def __init__(self, record: Callable[[Run, Tensor, Any], tuple[Run, Any]] | None = None) -> None:
         self._record = record or record_on_cuda
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # recordings compute with the same memory for all threads
         self.clear()
 
     def clear(self) -> None:
-        """Drop all recordings: weights have moved, were replaced, or have another dtype."""
-        with self._lock:
-            self._runs: OrderedDict[Hashable, Run | None] = OrderedDict()
-            self._pool: Any = None
+        """Drop all recordings: weights have moved, or have another dtype."""
+        self._runs: OrderedDict[Hashable, Run | None] = OrderedDict()
+        self._pool: Any = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Replays:
         """Return an empty copy: recordings are of the weights of the original."""
@@ -85,14 +83,10 @@ class Replays:
             return function(images)
         key = key, images.shape, images.dtype, images.device, _state_of_torch()
         with self._lock:
-            if key not in self._runs:  # the first call, which also loads libraries and fills caches
-                result = function(images)
-                self._keep(key, None)
-                return result
-            run = self._runs[key]
-            if run is None:
-                run = self._recorded(function, images)
-            self._keep(key, run)
+            run = function
+            if key in self._runs:  # not the first call, which loads libraries and fills caches
+                run = self._runs[key] or self._recorded(function, images)
+            self._keep(key, None if run is function else run)
             return run(images)
 
     def _keep(self, key: Hashable, run: Run | None) -> None:
@@ -107,15 +101,13 @@ class Replays:
         except RuntimeError as error:  # a layer waits for the device, which cannot be recorded
             first = str(error).strip().partition("\n")[0]
             say(f"the backbone cannot be recorded as a CUDA graph, so it runs without ({first})")
+            self.enabled = False
             return function
         return run
 
 
 def may_replay(images: Tensor, passes: float = 1.0) -> bool:
-    """Return whether a batch is one of few images on a CUDA device, outside of any tracing.
-
-    On another stream than the default one, a replay could use the memory of one that still runs.
-    """
+    """Return whether a batch is one of few images on a CUDA device, outside of any tracing."""
     return (
         images.device.type == "cuda"
         and not torch.is_grad_enabled()
@@ -139,7 +131,7 @@ def record_on_cuda(function: Run, images: Tensor, pool: Any) -> tuple[Run, Any]:
     Returns:
         The function that replays the graph, and the memory pool.
     """
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.cuda.device(images.device), torch.inference_mode(False), torch.no_grad():
         given = images.clone()
         # Once more on another stream, as torch advises: libraries prepare themselves per stream.
         stream = torch.cuda.Stream(images.device)
