@@ -9,6 +9,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from anomaly_clip.backbones.cnn import ImagewiseMaxPool2d, replace_max_pooling
+from anomaly_clip.backbones.frozen import fingerprint
 
 POOLINGS = [
     nn.MaxPool2d(3, 2, 1),
@@ -31,6 +32,14 @@ def test_values_are_those_of_torch(pooling: nn.MaxPool2d) -> None:
         assert network(case).is_contiguous()
     assert network(images[:0]).shape == (0, *expected.shape[1:])
     assert_close(network[1](images.bfloat16()), plain[1](images.bfloat16()), equal_nan=True)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS, ids=str)
+def test_the_hash_of_a_network_stays(pooling: nn.MaxPool2d) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 3, 1), copy.deepcopy(pooling))
+    before = fingerprint(network), str(network)
+    replace_max_pooling(network)
+    assert (fingerprint(network), str(network)) == before
 
 
 def test_gradients_are_those_of_torch() -> None:

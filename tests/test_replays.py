@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -216,6 +217,17 @@ def test_precisions_set_by_backend_are_read() -> None:
         "assert _state_of_torch() != before\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_backbone_with_recordings_is_freed_at_once() -> None:
+    backbone = CNNBackbone("squeezenet1_1", "random", ["features.1"])
+    backbone.replays = Replays(lambda function, images, pool: (lambda given: {}, None))
+    images = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    for _ in range(3):
+        backbone(images)
+    left = weakref.ref(backbone.replays)
+    del backbone
+    assert left() is None
 
 
 def test_settings_of_a_path_are_in_its_key(tiny_clip: CLIPBackbone) -> None:

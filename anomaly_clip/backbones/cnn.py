@@ -256,6 +256,10 @@ class ImagewiseMaxPool2d(nn.MaxPool2d):
             return super().forward(features)
         return torch.cat([self._pool(image) for image in features.split(1)])
 
+    def __repr__(self) -> str:
+        """Return the text of the base, which is hashed with the weights of a network."""
+        return f"{nn.MaxPool2d.__name__}({self.extra_repr()})"
+
     def _pool(self, features: Tensor) -> Tensor:
         last = features.contiguous(memory_format=torch.channels_last)
         return super().forward(last).contiguous()

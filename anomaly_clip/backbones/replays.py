@@ -123,7 +123,8 @@ def record_on_cuda(function: Run, images: Tensor, pool: Any) -> tuple[Run, Any]:
     """Record a function as a CUDA graph.
 
     Args:
-        function: See :class:`Replays`.
+        function: See :class:`Replays`. Tensors that it reads, other than weights, are not kept
+            alive: their addresses belong into the key.
         images: Images of the shape, dtype and device of later calls.
         pool: Memory that graphs of one backbone share, as only one of them runs at a time; None
             for the first one.
@@ -144,7 +145,7 @@ def record_on_cuda(function: Run, images: Tensor, pool: Any) -> tuple[Run, Any]:
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             results = function(given)
 
-    def run(images: Tensor, function: Run = function) -> Any:  # keeps what the function refers to
+    def run(images: Tensor) -> Any:  # does not keep the function, which refers to the backbone
         given.copy_(images)
         graph.replay()
         return apply_to_collection(results, Tensor, torch.clone)
