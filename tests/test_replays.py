@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
 from anomaly_clip.backbones import replays as module
 from anomaly_clip.backbones.clip import CLIPBackbone
@@ -92,6 +93,22 @@ def test_recordings_can_be_turned_off() -> None:
     for _ in range(3):
         assert torch.equal(replays(double, "double", images), 2 * images)
     assert recorder.recordings == 0
+
+
+def test_a_recording_is_of_the_tensors_that_it_reads() -> None:
+    recorder = Recorder()
+    replays = Replays(recorder)
+    images, first, second = torch.rand(1, 3, 4, 4), torch.ones(1), torch.zeros(1)
+    for given in (first, first, second, second):
+        replays(double, "double", images, 1.0, [given])
+    assert recorder.recordings == 2
+
+
+def test_addresses_are_not_read_where_nothing_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "may_replay", lambda images, passes: False)
+    images = torch.rand(1, 3, 4, 4)
+    fake = FakeTensorMode().from_tensor(images)  # has no address, as in a graph that is traced
+    assert torch.equal(Replays(Recorder())(double, "double", images, 1.0, [fake]), 2 * images)
 
 
 def test_few_recordings_are_kept() -> None:

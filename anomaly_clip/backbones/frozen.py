@@ -102,7 +102,12 @@ class FrozenBackbone(nn.Module, ABC):
         super()._load_from_state_dict(*args, **options)
 
     def replayed(
-        self, function: Callable[[Tensor], T], key: Hashable, images: Tensor, passes: float = 1.0
+        self,
+        function: Callable[[Tensor], T],
+        key: Hashable,
+        images: Tensor,
+        passes: float = 1.0,
+        reads: Sequence[Tensor] = (),
     ) -> T:
         """Return ``function(images)``, for few images on a CUDA device from a CUDA graph.
 
@@ -112,9 +117,10 @@ class FrozenBackbone(nn.Module, ABC):
             key: Name of the function and all its settings.
             images: ``(B, 3, H, W)``.
             passes: How often the function computes each patch of an image.
+            reads: Other tensors that the function reads, apart from the weights.
         """
-        first = next(self.tower.parameters()).data_ptr()  # other weights, other recordings
-        return self.replays(function, (key, first), images, passes)
+        first = next(self.tower.parameters())  # other weights, other recordings
+        return self.replays(function, key, images, passes, [first, *reads])
 
     def out_of_autocast(self) -> AbstractContextManager[object]:
         """Return a context in which the frozen weights are used in their own dtype.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -68,7 +68,12 @@ class Replays:
         self.__init__()  # type: ignore[misc]
 
     def __call__(
-        self, function: Callable[[Tensor], T], key: Hashable, images: Tensor, passes: float = 1.0
+        self,
+        function: Callable[[Tensor], T],
+        key: Hashable,
+        images: Tensor,
+        passes: float = 1.0,
+        reads: Sequence[Tensor] = (),
     ) -> T:
         """Return ``function(images)``, from a recording if that is faster and possible.
 
@@ -78,10 +83,12 @@ class Replays:
             key: Name of the function and all its settings.
             images: ``(B, 3, H, W)``.
             passes: How often the function computes each patch of an image.
+            reads: Other tensors that the function reads; a recording is of these only.
         """
         if not (self.enabled and may_replay(images, passes)):
             return function(images)
-        key = key, images.shape, images.dtype, images.device, _state_of_torch()
+        addresses = tuple(tensor.data_ptr() for tensor in reads)
+        key = key, addresses, images.shape, images.dtype, images.device, _state_of_torch()
         with self._lock:
             run = function
             if key in self._runs:  # not the first call, which loads libraries and fills caches
@@ -123,8 +130,7 @@ def record_on_cuda(function: Run, images: Tensor, pool: Any) -> tuple[Run, Any]:
     """Record a function as a CUDA graph.
 
     Args:
-        function: See :class:`Replays`. Tensors that it reads, other than weights, are not kept
-            alive: their addresses belong into the key.
+        function: See :class:`Replays`.
         images: Images of the shape, dtype and device of later calls.
         pool: Memory that graphs of one backbone share, as only one of them runs at a time; None
             for the first one.

@@ -141,10 +141,9 @@ class WinCLIP(ReferenceMethod[Embeddings]):
             patches = patches[:, backbone.num_prefix_tokens :]  # (B, N, W)
             return Embeddings(backbone.pool(tokens).float(), patches.float(), tuple(windows))
 
-        places = [windows.data_ptr() for windows in members]  # read by the recording
-        key = "windows", *scales, with_patches, self.patch_norm, *places
+        key = "windows", *scales, with_patches, self.patch_norm
         passes = with_patches + sum(windows.numel() for windows in members) / side**2
-        return backbone.replayed(encode, key, images, passes)
+        return backbone.replayed(encode, key, images, passes, members)
 
     @torch.no_grad()
     def remember(self, images: Tensor) -> Embeddings:
